@@ -158,7 +158,14 @@ fn of_writable(whose: &Whose, error: &wardian_store::Error) -> String {
     use wardian_store::rootfs::Error as Rootfs;
     match error.root() {
         wardian_store::Error::Rootfs(Rootfs::Make { source, .. }) => {
-            format!("cannot make the writable layer of {whose}: {}", chain(source))
+            let full = source
+                .is_full()
+                .then_some("; the file system under the store is full: `wardian store usage`");
+            format!(
+                "cannot make the writable layer of {whose}: {}{}",
+                chain(source),
+                full.unwrap_or_default()
+            )
         }
         wardian_store::Error::Rootfs(Rootfs::Limit { source, .. }) => {
             format!("cannot limit the root file system of {whose}: {}", chain(source))

@@ -113,6 +113,7 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
         }
     }
     dirs.insert("/run/wardian".into());
+    dirs.extend(runs_of_commands(Path::new("/run")));
     dirs.extend(processes.iter().filter_map(run_of_server));
     let Found { runs, tags, doubt } = Found::look(&processes);
     dirs.extend(runs);
@@ -123,7 +124,7 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
     let mounts = procfs::mountinfo(mounts)?;
     let mut leaks = BTreeSet::new();
     keeper_leaks(&processes, &records, &mut leaks);
-    mount_leaks(&processes, &mut leaks);
+    mount_leaks(&processes, &records, &mut leaks);
     rootfs_leaks(&mounts, &records, &mut leaks);
     run_leaks(&mounts, &processes, &mut leaks);
     let kept = processes.iter().flat_map(|process| process.containers.iter().cloned()).collect();
@@ -144,6 +145,17 @@ fn look(runs: &[PathBuf]) -> Result<Survey> {
         });
     }
     Ok(Survey::new(leaks, &processes, &records, doubt))
+}
+
+/// The run directories of stores that `grootfs` uses without a server: `wardian-TAG`.
+fn runs_of_commands(dir: &Path) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(|name| name.strip_prefix("wardian-"))
+            .is_some_and(|tag| tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(is_one).collect()
 }
 
 /// The run directory on a server's command line.
@@ -299,11 +311,14 @@ fn keeper_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<L
     }
 }
 
-/// Finds visible root file systems without a record: those of containers are never attached on the host's side.
-fn mount_leaks(processes: &[Process], leaks: &mut BTreeSet<Leak>) {
+/// Finds visible root file systems without a record: those of containers are never attached on the host's side. Each is
+/// told once, though all mount namespaces that were made meanwhile have a copy of the mount.
+fn mount_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Leak>) {
+    let recorded: BTreeSet<&PathBuf> = records.rootfs.values().flatten().collect();
+    let mut told = BTreeSet::new();
     for process in processes {
         for point in volatile_overlays(&process.mountinfo) {
-            if is_recorded(&point) {
+            if recorded.contains(&point) || is_recorded(&point) || !told.insert(point.clone()) {
                 continue;
             }
             let point = point.display();

@@ -2,10 +2,13 @@
 //! that has its file system, and takes space of the disk until then.
 
 use crate::leaks::{Leak, Records};
+use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use wardian_sys::directory::Directory;
 use wardian_sys::loop_device::{Backing, LoopDevices};
+use wardian_sys::text::tame;
 
 /// What the kernel shows behind the path of a file that had no name when it was attached.
 const UNNAMED: &str = " (deleted)";
@@ -24,6 +27,11 @@ fn store_of(backing: &str) -> Option<PathBuf> {
 /// Whether a store is at this place, or was: a directory of somebody else's there tells that this one is none.
 fn may_be_store(root: &Path) -> bool {
     !root.exists() || STORE.iter().all(|dir| root.join(dir).is_dir())
+}
+
+/// Whether the directory, if it is still there, is root's alone: another user can have a loop device over any path.
+fn is_roots(root: &Path) -> bool {
+    !root.exists() || Directory::open(root).is_ok()
 }
 
 /// Adds the devices that are listed in `sys` and belong to nobody. Only root can look at them.
@@ -48,20 +56,24 @@ pub(crate) fn leaks(sys: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
         let of_server = |root: &Path| {
             records.places.values().any(|place| place.lives && place.root.as_deref() == Some(root))
         };
-        if of_server(&root) || !may_be_store(&root) {
+        if of_server(&root) || !may_be_store(&root) || !is_roots(&root) {
             continue;
         }
         let number = name.strip_prefix("loop").and_then(|number| number.parse().ok());
         let device = number.and_then(|number| devices.open_bound(number).ok());
         let Some(Ok(Some(backing))) = device.map(|device| device.backing()) else { continue };
         let is_recorded = records.parts.iter().any(|part| {
-            let image = File::open(root.join("rootfs").join(part).join("image"));
+            // Nothing is opened: what has the name of an image may be anything.
+            let path = root.join("rootfs").join(part).join("image");
+            let image =
+                rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
             image.is_ok_and(|image| Backing::of(image).is_ok_and(|other| other == backing))
         });
         if is_recorded {
             continue;
         }
-        let what = format!("/dev/{name}, an image of a root file system in {}", root.display());
+        let what =
+            format!("/dev/{name}, an image of a root file system in {}", tame(&root.display().to_string()));
         let why = "no record names it; it ends with the last process that has it, as root or in a mount namespace: \
                    `grep -l upperdir=/upper /proc/*/mountinfo` finds those that may"
             .to_owned();
@@ -73,7 +85,7 @@ pub(crate) fn leaks(sys: &Path, records: &Records, leaks: &mut BTreeSet<Leak>) {
 mod tests {
     use super::*;
     use crate::instances::Place;
-    use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+    use rustix::fs::{AtFlags, CWD};
     use std::os::fd::AsRawFd as _;
     use wardian_needs::needs;
     use wardian_sys::loop_device::Io;

@@ -217,7 +217,7 @@ async fn answer(
             let body = read_bytes(request, SMALL, None).await?;
             let limits = decode_exactly(&body, &wire::DiskLimits::FIELDS);
             let limits = limits.map_err(|error| Failure::Malformed(error.to_string()))?;
-            let limit = convert::disk_limit(&limits).map_err(Failure::Refused)?;
+            let limit = convert::disk_limit(&limits).map_err(Failure::Malformed)?;
             engine.limit_disk(handle, limit).await?;
             done()
         }

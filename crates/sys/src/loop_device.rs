@@ -333,11 +333,11 @@ impl LoopDevice {
         self.set("buffered I/O", LOOP_SET_DIRECT_IO, 0)
     }
 
-    /// Gives it the size that its file has now.
+    /// Gives it the size that its file has now, larger or smaller, also while it is mounted.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn grow(&self) -> Result<(), Error> {
+    pub fn resize(&self) -> Result<(), Error> {
         self.set("size", LOOP_SET_CAPACITY, 0)
     }
 
@@ -398,7 +398,7 @@ mod tests {
         file.set_len(1 << 20).unwrap();
         let writer = devices.open_writable(&device).unwrap();
         assert!(writer.write_at(b"early", 0).is_err());
-        device.grow().unwrap();
+        device.resize().unwrap();
         writer.write_all_at(b"late", 4096).unwrap();
         drop(writer);
         device.set_cached().unwrap();

@@ -277,6 +277,31 @@ fn unmount_with(path: &Path, flags: UnmountFlags) -> Result<(), Error> {
     })
 }
 
+/// Whether an overlay with this upper directory lives, whoever holds it: a process that has one of its files open is
+/// enough.
+///
+/// Another overlay with the same upper directory is made, and given up at once: with an index the kernel refuses one that
+/// is in use (EBUSY; Documentation/filesystems/overlayfs.rst, "Sharing and copying layers"). `lower` and `work` are
+/// empty directories of the same file system, which are good for one answer.
+///
+/// # Errors
+/// The kernel's, if the overlay cannot be made for another reason.
+pub fn is_upper_in_use(lower: impl AsFd, upper: impl AsFd, work: impl AsFd) -> Result<bool, Error> {
+    let path = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let context = Context::open("overlay")?;
+    context.set("lowerdir", &path(lower.as_fd()))?;
+    context.set("upperdir", &path(upper.as_fd()))?;
+    context.set("workdir", &path(work.as_fd()))?;
+    context.set("index", "on")?;
+    // Without it the end of the overlay would write all of the file system.
+    context.set_flag("volatile")?;
+    match rustix::mount::fsconfig_create(&context.fd) {
+        Ok(()) => Ok(false),
+        Err(Errno::BUSY) => Ok(true),
+        Err(source) => Err(Error::Create { fstype: "overlay".into(), log: context.log(), source }),
+    }
+}
+
 /// Whether the descriptor is open on the root of a mount, attached or detached (`STATX_ATTR_MOUNT_ROOT`, Linux
 /// 5.8).
 pub fn is_mount_root(fd: impl AsFd) -> Result<bool, Error> {

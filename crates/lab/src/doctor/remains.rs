@@ -61,7 +61,9 @@ fn may_take(root: &Path, record: &serde_json::Value) -> u64 {
     let Some(name) = record["dir"].as_str().filter(|name| !name.contains('/')) else { return 0 };
     let image = std::fs::symlink_metadata(root.join("rootfs").join(name).join("image"));
     let Ok(image) = image.map(|image| (image.len(), image.blocks() * 512)) else { return 0 };
-    let most = record["bound"]["bytes"].as_u64().unwrap_or(u64::MAX).min(image.0);
+    // With its inodes it may take an eighth more than its limit.
+    let bound = record["bound"]["bytes"].as_u64().map_or(u64::MAX, |bytes| bytes.saturating_add(bytes / 8));
+    let most = bound.min(image.0);
     most.saturating_sub(image.1)
 }
 

@@ -54,7 +54,7 @@ impl Blank {
         devices: &LoopDevices,
     ) -> Result<LoopDevice, Error> {
         rustix::fs::ftruncate(&self.file, template.size)?;
-        self.device.grow()?;
+        self.device.resize()?;
         // Closed before the mount, which a kernel may refuse otherwise (CONFIG_BLK_DEV_WRITE_MOUNTED).
         template.write_to(&devices.open_writable(&self.device)?)?;
         let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());

@@ -20,6 +20,9 @@ use crate::disk::limit::{Bound, Written};
 use crate::disk::remove;
 use crate::layers::owner::Root;
 
+/// Nobody has switched quota on, or somebody has switched it off.
+const OFF: &str = "quota is switched off: `btrfs quota enable` on its mount point";
+
 /// The subvolumes `rootfs/<name>` with `upper` and `work`.
 #[derive(Debug)]
 pub(crate) struct Btrfs {
@@ -38,7 +41,7 @@ pub(crate) struct Btrfs {
 pub(crate) fn missing(dir: &OwnedFd) -> Option<String> {
     match btrfs::groups(dir) {
         Ok(groups) if groups.exists() => None,
-        Ok(_) => Some("quota is switched off: `btrfs quota enable` on its mount point".into()),
+        Ok(_) => Some(OFF.into()),
         Err(_) => Some("the file system under the store is none".into()),
     }
 }
@@ -98,7 +101,10 @@ impl Upper for Btrfs {
         };
         let bytes = bound.bytes.map(|bytes| bytes.saturating_add(self.empty).min(u64::MAX - 1));
         // Not by the part's own directory: the change would count there, and a full part could not be given more.
-        Ok(btrfs::limit(&self.layout.rootfs, subvolume, bytes)?)
+        btrfs::limit(&self.layout.rootfs, subvolume, bytes).map_err(|errno| match errno {
+            Errno::NOTCONN => Error::Unlimited { why: format!("btrfs: {OFF}") },
+            errno => errno.into(),
+        })
     }
 
     fn adopt(&self, name: &str) -> Result<(), Error> {
@@ -130,6 +136,10 @@ impl Upper for Btrfs {
 
     fn with_new_errors(&self) -> Vec<String> {
         self.directories.with_new_errors()
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        (!self.groups.exists()).then_some(OFF)
     }
 
     fn remove(&self, name: &CStr, stop: &dyn Fn() -> bool) -> Result<(), remove::Error> {

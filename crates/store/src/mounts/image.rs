@@ -52,8 +52,8 @@ impl Images {
         if !sysfs.is_ok_and(|flags| !flags.contains(rustix::fs::StatVfsMountFlags::RDONLY)) {
             return Err("/sys/fs/ext4 cannot be written to (mount sysfs read-write)".to_owned());
         }
-        let why =
-            "it was made without one, and the driver image sets limits when it makes a root file system";
+        let why = "it was made without one, or by another driver whose quota is switched off now, and the driver image sets \
+             limits when it makes a root file system";
         let plain = Directories::new(Arc::clone(layout), Arc::clone(names), *grouped, why.to_owned());
         let trial = plain.images().devices().and_then(|devices| Blank::new(layout, devices));
         drop(trial.map_err(|error| with_cause(&error))?);
@@ -104,7 +104,16 @@ impl Upper for Images {
                 ),
             });
         }
-        Ok(Bound { bytes: bound.bytes.map(|bytes| template::size_class(bytes.min(disk))), ..bound })
+        let bytes = bound.bytes.map(|bytes| template::size_class(bytes.min(disk)));
+        let least = template::fewest_inodes(bytes.unwrap_or(disk));
+        if bound.inodes.is_some_and(|inodes| inodes < least) {
+            return Err(Error::Fixed {
+                why: format!(
+                    "a limit of inodes is at least {least} for a disk limit of this size (driver image)"
+                ),
+            });
+        }
+        Ok(Bound { bytes, ..bound })
     }
 
     fn most_ahead(&self, bound: Bound) -> usize {

@@ -7,6 +7,11 @@
 //! dropped, and nothing reaches the disk. The switch waits for all processors, some 10 ms, which many images do
 //! together, in threads of their own. The loop device ends with the file system.
 //!
+//! **Somebody else.** A process of another container may hold a file of it. After the shutdown the data that is not
+//! written yet would stay in memory as long as that file is held, and so would the space of the whole image on the disk.
+//! So whether the overlay still lives is found out first: then the image is truncated, all its data is written to a device
+//! without a block, which fails and gives the memory back, and the shutdown comes last.
+//!
 //! **A crash.** The devices clear themselves. If a process still holds an overlay over an image that is trash, the
 //! image's device is found by the file behind it, and its file system is shut down.
 
@@ -18,11 +23,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use wardian_sys::loop_device::{self, Backing, LoopDevice, LoopDevices};
-use wardian_sys::{ext4, failpoint};
+use wardian_sys::{ext4, failpoint, mount};
 
 use super::template::{self, BLOCK, Made, SPARE};
 use super::upper::Error;
@@ -31,6 +37,9 @@ use crate::disk::layout::Layout;
 use crate::disk::limit::{Bound, Written};
 use crate::failpoints::Point;
 
+/// How often it is looked whether somebody else holds an image, and the pause between two looks.
+const LOOKS: u32 = 4;
+const LOOK: Duration = Duration::from_millis(5);
 /// Images that are dropped at a time.
 const TOGETHER: usize = 16;
 /// The file in a part's directory.
@@ -54,7 +63,10 @@ pub(crate) struct Mounted {
 impl Mounted {
     pub(crate) fn new(device: &LoopDevice) -> Result<Self, Error> {
         let root = template::mount(device)?;
-        let made = Made::read(&root)?;
+        let (made, disk) = (Made::read(&root)?, rustix::fs::fstatfs(&root)?);
+        if made.blocks > disk.f_blocks || made.inodes > disk.f_files {
+            return Err(Errno::INVAL.into());
+        }
         Ok(Self { root, number: device.number(), device: device.name(), made, told: AtomicU64::new(0) })
     }
 
@@ -69,10 +81,41 @@ impl Mounted {
 
     /// Shuts it down: data that it has not written yet is never written.
     fn shut_down(&self) -> Result<(), Error> {
-        // Best effort: otherwise the kernel's log has some lines more.
-        let _ = ext4::silence(&self.device);
         ext4::shut_down(files::open_dir(&self.root, ".")?).map_err(|error| errno(&error))?;
         failpoint::reach(Point::ImageShutDown);
+        Ok(())
+    }
+
+    /// Whether somebody holds a file of the overlay above it; true if that cannot be found out.
+    fn is_held(&self) -> bool {
+        let probe = || -> Result<bool, Error> {
+            let made = |name: &str| match rustix::fs::mkdirat(&self.root, name, Mode::RWXU) {
+                Err(Errno::EXIST) | Ok(()) => files::open_dir(&self.root, name),
+                Err(error) => Err(error),
+            };
+            let (lower, work) = (made("end-lower")?, made("end-work")?);
+            let upper = files::open_dir(&self.root, "upper")?;
+            for _ in 1..LOOKS {
+                if !mount::is_upper_in_use(&lower, &upper, &work)? {
+                    return Ok(false);
+                }
+                // The last descriptors of a process that has just ended are closed by the kernel a little later.
+                std::thread::sleep(LOOK);
+            }
+            Ok(mount::is_upper_in_use(&lower, &upper, &work)?)
+        };
+        probe().unwrap_or_else(|error| {
+            tracing::debug!(device = self.device, %error, "image.holders-unknown");
+            true
+        })
+    }
+
+    /// Gives back the memory of its data and the space of its file. Every write fails from now on.
+    fn give_back(&self, image: &File, device: &LoopDevice) -> Result<(), Error> {
+        rustix::fs::ftruncate(image, 0)?;
+        device.resize()?;
+        // It fails, as it should.
+        let _ = rustix::fs::syncfs(files::open_dir(&self.root, ".")?);
         Ok(())
     }
 
@@ -170,9 +213,9 @@ impl MountedImages {
     }
 
     /// Opens the image of a part; `None`: it has none.
-    fn open(&self, name: &str) -> rustix::io::Result<Option<File>> {
+    fn open(&self, name: &str, access: OFlags) -> rustix::io::Result<Option<File>> {
         let dir = files::open_dir(&self.layout.rootfs, name)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&dir, IMAGE, flags, Mode::empty()) {
             Ok(file) => Ok(Some(file.into())),
             Err(Errno::NOENT) => Ok(None),
@@ -207,7 +250,7 @@ impl MountedImages {
         if held.is_some() {
             return Ok(held);
         }
-        let Some(image) = self.open(name)? else { return Ok(None) };
+        let Some(image) = self.open(name, OFlags::RDONLY)? else { return Ok(None) };
         let device = self.find(&image)?;
         device.map(|device| Mounted::new(&device).map(Arc::new)).transpose()
     }
@@ -224,7 +267,7 @@ impl MountedImages {
         if self.held.lock().contains_key(name) {
             return Ok(());
         }
-        let Some(file) = self.open(name)? else { return Ok(()) };
+        let Some(file) = self.open(name, OFlags::RDONLY)? else { return Ok(()) };
         let device = self.find(&file)?.ok_or(Error::Lost)?;
         self.hold(name, Mounted::new(&device)?);
         Ok(())
@@ -234,13 +277,27 @@ impl MountedImages {
     /// this process ends before it has deleted the file.
     pub(crate) fn abandon(&self, name: &str) {
         let Some(image) = self.held.lock().get(name).cloned() else { return };
-        let ended = image.shut_down().and_then(|()| {
-            self.devices()?.open_bound(image.number)?.set_cached()?;
-            Ok(())
-        });
-        if let Err(error) = ended {
+        if let Some(Err(error)) = self.end(name, &image).map(|device| device.set_cached()) {
+            tracing::warn!(dir = name, %error, "image.not-cached");
+        }
+    }
+
+    /// Has an image end: nothing of it is written any more, and whoever still holds a file of it holds nothing else.
+    /// Returns its device, if it can be opened.
+    fn end(&self, name: &str, image: &Mounted) -> Option<LoopDevice> {
+        // Best effort: otherwise the kernel's log has some lines more.
+        let _ = ext4::silence(&image.device);
+        let device = self.devices().ok().and_then(|devices| devices.open_bound(image.number).ok());
+        if image.is_held()
+            && let (Ok(Some(file)), Some(device)) = (self.open(name, OFlags::RDWR), &device)
+            && let Err(error) = image.give_back(&file, device)
+        {
+            tracing::warn!(dir = name, %error, "image.not-given-back");
+        }
+        if let Err(error) = image.shut_down() {
             tracing::warn!(dir = name, %error, "image.not-shut-down");
         }
+        device
     }
 
     /// Gives up all references, those to images that are trash first.
@@ -292,7 +349,7 @@ impl MountedImages {
         let Some(bytes) = bound.bytes else {
             return Err(fixed("a limit can be changed, but not taken away (driver image)"));
         };
-        let (bytes, most) = (bytes.min(self.disk()?), (made.blocks - SPARE) * BLOCK);
+        let (bytes, most) = (bytes.min(self.disk()?), made.blocks.saturating_sub(SPARE) * BLOCK);
         if bytes > most {
             return Err(Error::Fixed {
                 why: format!(
@@ -347,10 +404,7 @@ impl MountedImages {
         if image.has_new_errors() {
             tracing::warn!(dir = name, "image.had-errors");
         }
-        if let Err(error) = image.shut_down() {
-            tracing::warn!(dir = name, %error, "image.not-shut-down");
-        }
-        let device = self.devices().ok().and_then(|devices| devices.open_bound(image.number).ok());
+        let device = self.end(name, &image);
         Some(Ended { image, device })
     }
 }

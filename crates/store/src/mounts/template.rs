@@ -126,6 +126,14 @@ pub(crate) fn size_class(bytes: u64) -> u64 {
     bytes.max(1).checked_next_multiple_of((power / SHARE).max(STEP)).unwrap_or(bytes)
 }
 
+/// Returns the fewest inodes that an image for so many bytes can be given. ext4 has 16 for each group of 128 MiB; those
+/// beyond the limit are used up by files, of which there are not to be too many.
+pub(crate) fn fewest_inodes(bytes: u64) -> u64 {
+    const GROUP: u64 = 128 << 20;
+    const MOST_SPENT: u64 = 65_536;
+    (bytes.div_ceil(GROUP) * 16).saturating_sub(MOST_SPENT)
+}
+
 /// Mounts the ext4 on a device, detached. A container can neither open its devices nor run its set-uid programs by it:
 /// only the overlay above it is attached anywhere.
 pub(crate) fn mount(device: impl AsFd) -> Result<OwnedFd, mount::Error> {
@@ -277,7 +285,11 @@ impl Templates {
             let status = Own::start(&mut command)?.wait_until(Instant::now() + PATIENCE)?;
             let mut text = [0; MOST_SAID];
             let length = said.read_at(&mut text, 0)?;
-            Ok((status, String::from_utf8_lossy(&text[..length]).trim().to_owned()))
+            // It warns of its missing settings each time.
+            let said = String::from_utf8_lossy(&text[..length]);
+            let said: Vec<_> =
+                said.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("Warning:")).collect();
+            Ok((status, said.join(" ")))
         };
         match run().map_err(|error| failed(error.to_string()))? {
             (Some(status), _) if status.success() => Ok(()),

@@ -88,6 +88,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the file system under the store has no space left for it.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Program { said, .. } => said.contains("No space left on device"),
+            error => error.errno() == Some(Errno::NOSPC),
+        }
+    }
+
     /// The kernel's error, if there is one.
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
@@ -187,6 +195,11 @@ pub(crate) trait Upper: Debug + Send + Sync {
     /// Returns the parts whose own file systems have lost writes since the last call, as far as they have any.
     fn with_new_errors(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Why limits that were set are not enforced at the moment; `None`: they are.
+    fn trouble(&self) -> Option<&'static str> {
+        None
     }
 
     /// Removes the part; a missing one is no error. `stop` is called again and again, and returns true to end the

@@ -159,10 +159,12 @@ impl Inner {
             rustix::fs::fchmod(&pair.upper, mode).map_err(failed)?;
             // The kernel makes a directory of its own in it, as the user who mounts the overlay.
             let work = files::open_dir(&pair.dir, "work").map_err(failed)?;
-            for dir in [&pair.dir, &work] {
-                let (uid, gid) = (Uid::from_raw(root.0), Gid::from_raw(root.1));
-                rustix::fs::fchown(dir, Some(uid), Some(gid)).map_err(failed)?;
-            }
+            let (uid, gid) = (Uid::from_raw(root.0), Gid::from_raw(root.1));
+            rustix::fs::fchown(&work, Some(uid), Some(gid)).map_err(failed)?;
+            // Whoever mounts it only passes the directory above: the root of an image has records of the store, too.
+            let above = files::open_dir(&pair.dir, ".").map_err(failed)?;
+            rustix::fs::fchown(&above, None, Some(gid)).map_err(failed)?;
+            rustix::fs::fchmod(&above, Mode::RWXU | Mode::XGRP).map_err(failed)?;
             Ok(pair)
         });
         failpoint::reach(Point::RootfsPaired);

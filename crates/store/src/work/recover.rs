@@ -41,7 +41,7 @@ impl Inner {
             if bound.bytes.is_some()
                 && let Err(error) = self.upper.limit(&record.dir, bound)
             {
-                tracing::error!(id = record.id, ?bound, %error, "rootfs.not-limited");
+                tracing::error!(id = record.id, bytes = bound.bytes, inodes = bound.inodes, %error, "rootfs.not-limited");
             }
             let size = record.layers.iter().map(|used| self.size_of(&used.chain, &mut sizes)).sum();
             self.measurer.add(&record.id, &record.dir, size);

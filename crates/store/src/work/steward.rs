@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use wardian_sys::failpoint;
 
 use super::collect::Garbage;
+use crate::disk::record::Record;
 use crate::failpoints::Point;
 use crate::layers::layer::State;
 use crate::mounts::door::Door;
@@ -43,6 +44,8 @@ struct Memory {
     /// When a report of an unseen write-back error was last requested, and the interval until the next request.
     reported: Option<(Instant, Duration)>,
     pool_failed: bool,
+    /// Whether limits were found not to be enforced.
+    unenforced: bool,
     ready_failed: bool,
     /// When memory and disk were last checked for shortage, and the result.
     short: Option<(Instant, bool)>,
@@ -84,6 +87,13 @@ impl Inner {
         self.look_around(memory);
         if reaper::nearly_full(&self.layout) {
             self.mark_images();
+        }
+        let trouble = self.upper.trouble();
+        if std::mem::replace(&mut memory.unenforced, trouble.is_some()) != trouble.is_some() {
+            match trouble {
+                Some(why) => tracing::error!(why, "store.limits-not-enforced"),
+                None => tracing::info!("store.limits-enforced-again"),
+            }
         }
         self.discard(self.ready.outdated(Instant::now(), &|layer| self.is_fine(layer)));
         if memory.saved_used.is_none_or(|then| then.elapsed() >= SAVE_USED) {
@@ -227,8 +237,9 @@ impl Inner {
             return;
         }
         let records = self.layout.records.all().unwrap_or_default();
-        for mut record in records.into_iter().filter(|record| parts.contains(&record.dir)) {
-            let what = "a write to its image was lost, because the file system under the store is full";
+        let untold = |record: &Record| parts.contains(&record.dir) && record.writeback_error.is_none();
+        for mut record in records.into_iter().filter(untold) {
+            let what = "a write to its image may have been lost, because the file system under the store is nearly full";
             tracing::error!(id = record.id, dir = record.dir, what, "image.lost-writes");
             let text = format!("{what}: {REMEDY}");
             self.hit.lock().insert(record.id.clone(), text.clone());

@@ -157,11 +157,19 @@ impl DiskScope {
     }
 }
 
+/// Parses a limit of bytes.
+fn disk(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("nothing could be written; leave --disk out for no limit".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// What a root file system may take.
 #[derive(Debug, Default, Clone, Copy, ClapArgs)]
 pub struct Disk {
     /// Most bytes of its root file system on the disk, the image included: 500M, 2G (2^30), 2GB (10^9)
-    #[arg(long, value_name = "BYTES", value_parser = size)]
+    #[arg(long, value_name = "BYTES", value_parser = disk)]
     disk: Option<u64>,
     /// Most files, directories and links that it makes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -182,13 +190,13 @@ impl Disk {
         }
     }
 
-    /// Returns the limit of the store; as in Garden, zero is none.
+    /// Returns the limit of the store.
     pub fn limit(self) -> DiskLimit {
         let scope = match self.disk_scope {
             DiskScope::Total => Scope::Total,
             DiskScope::Exclusive => Scope::Exclusive,
         };
-        DiskLimit { bytes: self.disk.filter(|bytes| *bytes > 0), inodes: self.inodes, scope }
+        DiskLimit { bytes: self.disk, inodes: self.inodes, scope }
     }
 }
 

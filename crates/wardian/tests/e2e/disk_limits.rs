@@ -152,6 +152,8 @@ async fn that_are_refused_name_the_container() {
         said.contains(&format!("cannot limit the root file system of a pea in container c: {why}")),
         "{said}"
     );
+    let said = fails(&server, 2, &["run", "--disk", "0", "--", "true"]);
+    assert!(said.contains("leave --disk out for no limit"), "{said}");
     let said = fails(&server, 125, &["run", "--name", "small", "--disk", "1K", "--", "true"]);
     assert!(said.contains("container small: disk limit is smaller than volume size"), "{said}");
     server.finish().await;

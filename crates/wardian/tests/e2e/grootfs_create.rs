@@ -69,7 +69,33 @@ fn limits_bound_what_is_written_with_the_image_or_without_it() {
     // Nobody's limit is another one's.
     let free = create(&format!("{image} free"));
     assert!(write(&free, "twenty", 20));
+    // Those that are there are no leaks.
+    let leaks = world.shell("ln -s grootfs bin/wardian && exec bin/wardian doctor --leaks");
+    let store = world.path("st").display().to_string();
+    assert!(!leaks.out.contains(&store) && !leaks.err.contains(&store), "{leaks:?}");
     end(world, &["with", "without", "file", "excluded", "free"]);
+}
+
+/// The caller mounts it, from directories that the user of the mapping's root may write to.
+#[test]
+fn a_limit_holds_without_a_mount() {
+    needs!(Loop);
+    for mapping in ["", "--uid-mapping 0:100000:1 --gid-mapping 0:100000:1"] {
+        let world = World::new();
+        world.say(&format!("init-store {mapping}"));
+        let image = world.path("five.tar");
+        fs::write(&image, tar(&[("five", &noise(5 * MIB))])).unwrap();
+        let limit = format!("--disk-limit-size-bytes {}", 20 * MIB);
+        let answer = world.create(&format!("--without-mount {limit} {} one", image.display()));
+        let (options, rootfs) = (answer["mounts"][0]["options"][0].as_str().unwrap(), root(&answer));
+        let mounted = world.shell(&format!("mount -t overlay overlay -o '{options}' {}", rootfs.display()));
+        assert_eq!(mounted.code, Some(0), "{mounted:?}");
+        let dir = inside(&world, &rootfs);
+        assert!(write(&dir, "ten", 10) && !write(&dir, "ten-more", 10));
+        let unmounted = world.shell(&format!("umount {}", rootfs.display()));
+        assert_eq!(unmounted.code, Some(0), "{unmounted:?}");
+        end(world, &["one"]);
+    }
 }
 
 #[test]

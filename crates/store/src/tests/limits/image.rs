@@ -203,6 +203,39 @@ fn nothing_reaches_the_disk_at_the_end() {
     });
 }
 
+/// A process of another container may hold a file of it: then its memory, which nobody is charged for, is not held with it.
+#[test]
+fn a_file_held_by_others_holds_nothing_else() {
+    needs!(Root, Loop);
+    on_new(&["mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal"], 256 * MB, |dir| {
+        let ground = Ground { dir, driver: DiskDriver::Image, uri: tar(dir) };
+        let store = ground.store();
+        let image = store.image(&ground.uri).unwrap();
+        assert!(store.wait_durable(&Progress::default()));
+        let rootfs = store.create_rootfs("a", &limited(&image, None, limit(128 * MB))).unwrap();
+        fill(&rootfs.mount, "data", 24 * MB);
+        let held = fs::File::open(below(&rootfs.mount, "data")).unwrap();
+        let delayed = || -> u64 {
+            let of = |device: &String| {
+                let path = format!("/sys/fs/ext4/{device}/delayed_allocation_blocks");
+                fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0)
+            };
+            devices(dir).iter().map(of).sum()
+        };
+        let part = rootfs.dir.clone();
+        assert!(delayed() > 0);
+        drop(rootfs);
+        store.release_rootfs("a", None);
+        assert!(store.drain(SOON));
+        assert!(!part.exists());
+        wait_for(|| delayed() == 0);
+        drop(held);
+        wait_for(|| devices(dir).len() <= BLANKS);
+        finish(&store, &[]);
+        nothing_stays(dir);
+    });
+}
+
 #[test]
 fn an_image_stays_one_under_another_driver() {
     needs!(Root, Loop);
