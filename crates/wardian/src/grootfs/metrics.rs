@@ -156,7 +156,7 @@ impl<'a> Metrics<'a> {
             }
             Err(error) => self.log.error("failed-to-emit-metric", &chain(&error)),
         }
-        match rustix::fs::statvfs(&place::path(self.config)) {
+        match rustix::fs::statvfs(place::path(self.config)) {
             Ok(fs) => {
                 let used = fs.f_blocks.saturating_sub(fs.f_bfree).saturating_mul(fs.f_frsize);
                 self.bytes("UsedBackingStoreInBytes", used);
