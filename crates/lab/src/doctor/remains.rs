@@ -113,7 +113,7 @@ mod tests {
         let image = std::fs::File::create(root.join("rootfs/known/image")).unwrap();
         image.set_len(8 << 20).unwrap();
         let found = probe(&root);
-        assert_eq!(found.images_may_take, 3 << 20);
+        assert_eq!(found.images_may_take, (3 << 20) + (3 << 20) / 8);
         assert_eq!(found.markers, [root.join("rootfs/earlier"), root.join("rootfs/lost")]);
         assert_eq!((found.lost_writes, found.server), (vec!["known".to_owned()], false));
 
