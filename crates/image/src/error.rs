@@ -6,6 +6,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 pub(crate) use wardian_archive::show;
 
+use crate::registry::RegistryError;
+
 /// Why an image could not be opened or unpacked. Names that come from an image are escaped and cut.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -344,6 +346,12 @@ pub enum Error {
         /// The URL without its secrets.
         url: String,
     },
+    /// An image could not be had from a registry.
+    #[error("{source}")]
+    Registry {
+        /// Why.
+        source: Box<RegistryError>,
+    },
     /// The HTTP client could not be made.
     #[error("cannot make an HTTP client: {why}")]
     Client {
@@ -394,6 +402,15 @@ impl Error {
         match self {
             Self::NoTar { .. } => Self::NoTar { what: what.to_owned() },
             other => other,
+        }
+    }
+
+    /// Whether a blob could not be had from its registry, or was not waited for; the bytes received so far may be fine.
+    pub(crate) fn is_of_transport(&self) -> bool {
+        match self {
+            Self::Cancelled { .. } => true,
+            Self::Registry { source } => matches!(**source, RegistryError::Blob { .. }),
+            _ => false,
         }
     }
 

@@ -11,6 +11,7 @@
 //! * `disk`: files and directories of this host that an image is read from;
 //! * `format`: names, documents, layouts, archives, compressed files;
 //! * `remote`: fetching blobs from servers;
+//! * `registry`: images at registries;
 //! * `overlay`: layers as directories, in overlayfs' form;
 //! * `source`: addresses of images and apps, and the layers that they consist of;
 //! * `files` and `export`, as said above;
@@ -28,6 +29,7 @@ pub mod export;
 pub mod files;
 mod format;
 mod overlay;
+pub mod registry;
 mod remote;
 mod source;
 mod unpack;

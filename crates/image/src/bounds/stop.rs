@@ -1,5 +1,6 @@
 //! What ends a fetch or an unpack early.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,12 +12,19 @@ use super::watch::Watch;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Ends a fetch early: on cancellation by its watcher, or because the writer has given up.
-#[derive(Debug)]
 pub(crate) struct Stop<'a> {
     pub(crate) watch: &'a Watch,
+    /// Cancels as well, if it returns true.
+    cancelled: Option<&'a (dyn Fn() -> bool + Sync)>,
     given_up: AtomicBool,
     /// The share of the room, returned while a fetch waits.
     pub(crate) share: Share<'a>,
+}
+
+impl fmt::Debug for Stop<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stop").field("watch", &self.watch).field("share", &self.share).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Stop<'a> {
@@ -26,7 +34,12 @@ impl<'a> Stop<'a> {
 
     /// As [`Stop::new`], for an unpack that takes its memory from `room`.
     pub(crate) fn within(room: &'a Room, watch: &'a Watch) -> Self {
-        Self { watch, given_up: AtomicBool::new(false), share: Share::of(room) }
+        Self { watch, cancelled: None, given_up: AtomicBool::new(false), share: Share::of(room) }
+    }
+
+    /// As [`Stop::new`], for the opening of an image: `cancelled` ends it too.
+    pub(crate) fn or(watch: &'a Watch, cancelled: &'a (dyn Fn() -> bool + Sync)) -> Self {
+        Self { cancelled: Some(cancelled), ..Self::new(watch) }
     }
 
     pub(crate) fn give_up(&self) {
@@ -34,7 +47,9 @@ impl<'a> Stop<'a> {
     }
 
     pub(crate) fn is_set(&self) -> bool {
-        self.watch.is_cancelled() || self.given_up.load(Ordering::Relaxed)
+        self.watch.is_cancelled()
+            || self.given_up.load(Ordering::Relaxed)
+            || self.cancelled.is_some_and(|cancelled| cancelled())
     }
 
     pub(crate) async fn asked_for(&self) {

@@ -50,6 +50,8 @@ struct Platform {
     os: String,
     #[serde(default)]
     architecture: String,
+    #[serde(default)]
+    variant: String,
 }
 
 impl Platform {
@@ -83,6 +85,29 @@ impl Descriptor {
 
     fn is_for_host(&self) -> bool {
         self.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == host_architecture())
+    }
+}
+
+/// Lists the platforms of an index's entries, escaped and cut.
+fn platforms(found: &[Descriptor]) -> String {
+    let name = |p: &Platform| format!("{}/{}", p.os, p.architecture);
+    let mut names: Vec<_> = found.iter().filter_map(|d| d.platform.as_ref()).map(name).collect();
+    names.sort();
+    names.dedup();
+    tame(&clip(&names.join(", "), 200)).into_owned()
+}
+
+/// Keeps only the variant of the architecture that any such host can run, if the entries differ in their variants.
+fn keep_variant(found: &mut Vec<Descriptor>) {
+    let variant = |d: &Descriptor| d.platform.as_ref().map_or(String::new(), |p| p.variant.clone());
+    let all: HashSet<_> = found.iter().map(variant).collect();
+    if all.len() < found.len() {
+        return;
+    }
+    // The first of each architecture (OCI image spec, "Platform Variants"); an arm64 host has no other one.
+    let first = ["", "v1", "v8"].into_iter().find(|first| all.contains(*first));
+    if let Some(first) = first {
+        found.retain(|d| variant(d) == first);
     }
 }
 
@@ -130,6 +155,32 @@ impl Index {
         names
     }
 
+    /// Returns the manifest (or index) for this host of an index that is one image. The first one is taken of several,
+    /// as other tools do.
+    ///
+    /// # Errors
+    /// [`Error::Select`]; [`Error::Limit`] for more than `most` entries.
+    pub(crate) fn of_host(self, what: &str, most: usize) -> Result<Descriptor, Error> {
+        let mut found = self.manifests.unwrap_or_default();
+        if found.len() > most {
+            return Err(Error::Limit {
+                what: format!("the number of manifests in {what}"),
+                limit: most as u64,
+            });
+        }
+        if found.len() > 1 {
+            let there = platforms(&found);
+            found.retain(Descriptor::is_for_host);
+            keep_variant(&mut found);
+            if found.is_empty() {
+                let why = format!("no manifest for linux/{}; there are {there}", host_architecture());
+                return Err(Error::Select { what: what.into(), why });
+            }
+        }
+        let none = || Error::Select { what: what.into(), why: "there is no manifest".into() };
+        found.into_iter().next().ok_or_else(none)
+    }
+
     /// Returns the only manifest (or index) of that name, or the only one for this host. `at` is the scheme and the
     /// path of the layout, for errors.
     ///
@@ -173,6 +224,7 @@ impl Index {
         // platforms.
         if several && found.iter().any(|descriptor| descriptor.platform.is_some()) {
             found.retain(Descriptor::is_for_host);
+            keep_variant(&mut found);
         }
         match (found.len(), tag) {
             (1, _) => Ok(found.remove(0)),
@@ -330,7 +382,7 @@ impl ImageConfig {
         let raw: RawImageConfig = parse(bytes, what)?;
         let run = raw.config.unwrap_or_default();
         let (os, architecture) = (raw.os.unwrap_or_default(), raw.architecture.unwrap_or_default());
-        let platform = Platform { os, architecture };
+        let platform = Platform { os, architecture, variant: String::new() };
         Ok(Self {
             config: Config {
                 env: run.env.unwrap_or_default(),

@@ -41,6 +41,10 @@ pub struct Opening<'a> {
     /// them. Their chain ids are those of the files then, so nobody who asks for a digest is given such a layer. What
     /// is fetched is verified against its digest all the same.
     pub unverified: bool,
+    /// The directory for parts of layers that are fetched from registries, to continue with at the next try: a file
+    /// `sha256-HEX` for each blob, which is locked (flock(2)) while it is in use. `None`: a blob whose fetch was broken
+    /// off is fetched as a whole again.
+    pub partial: Option<BorrowedFd<'a>>,
 }
 
 impl fmt::Debug for Opening<'_> {
@@ -54,7 +58,7 @@ impl fmt::Debug for Opening<'_> {
 
 impl Default for Opening<'_> {
     fn default() -> Self {
-        Self { limits: Limits::DEFAULT, dir: None, cancelled: &|| false, unverified: false }
+        Self { limits: Limits::DEFAULT, dir: None, cancelled: &|| false, unverified: false, partial: None }
     }
 }
 

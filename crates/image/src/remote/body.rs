@@ -1,5 +1,6 @@
 //! A blob being received from a server.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use super::Remote;
 use super::client::{Client, Waited, causes};
 use super::location::Location;
 use super::settings::NamedBy;
-use super::try_again::{Failure, Stated, Tries, Validator, cancelled, failed, refused, text};
+use super::try_again::{Ask, Failure, Stated, Tries, Validator, cancelled, failed, text};
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
@@ -25,9 +26,9 @@ const ENOUGH: u64 = 64 << 10;
 pub(crate) struct Fetch<'a> {
     pub(crate) remote: &'a Remote,
     /// Its http or https URLs, at least one, tried in this order.
-    pub(crate) locations: &'a [Location],
+    pub(crate) locations: Cow<'a, [Location]>,
     /// Who named the locations.
-    pub(crate) by: NamedBy,
+    pub(crate) by: NamedBy<'a>,
     /// The name of the blob, if the locations are mirrors of it: an error then covers all of them.
     pub(crate) mirrors_of: Option<&'a str>,
     /// Whether the caller verifies a digest. Otherwise only the server's validator ensures that the parts are of the
@@ -40,12 +41,27 @@ pub(crate) struct Fetch<'a> {
     /// The required state of the file.
     pub(crate) validator: Option<&'a Validator>,
     pub(crate) stop: &'a Stop<'a>,
+    pub(crate) terms: Terms,
+}
+
+/// The terms of a fetch from a registry; the default is that of other servers.
+#[derive(Debug, Default)]
+pub(crate) struct Terms {
+    /// The first byte to be fetched, because those before it are there.
+    pub(crate) from: u64,
+    /// When the work began that the fetch is a part of, for its deadline.
+    pub(crate) since: Option<Instant>,
+    /// How many tries in a row may fail.
+    pub(crate) tries: Option<u32>,
+    /// The media types that are understood, if it is a document and no layer.
+    pub(crate) document: Option<&'static str>,
 }
 
 impl<'a> Fetch<'a> {
     /// Returns a body, which connects at the first read.
     pub(crate) fn start(self) -> Body<'a> {
-        let tries = Tries::new(self.remote, self.stop, self.by);
+        let tries = Tries::new(self.remote, self.stop, self.by).within(self.terms.tries, self.terms.since);
+        let at = self.terms.from;
         let asked = self;
         Body {
             asked,
@@ -53,8 +69,9 @@ impl<'a> Fetch<'a> {
             location: 0,
             answer: None,
             known: None,
+            headers: None,
             total: None,
-            at: 0,
+            at,
             fresh: 0,
             chunk: Bytes::new(),
             done: false,
@@ -71,6 +88,8 @@ pub(crate) struct Body<'a> {
     answer: Option<Answer>,
     /// The state of the file in this location's first response.
     known: Option<Stated>,
+    /// The headers of the first response.
+    headers: Option<HeaderMap>,
     /// The total size, if this location has sent it.
     total: Option<u64>,
     /// Bytes received.
@@ -95,14 +114,7 @@ struct Answer {
 impl Read for Body<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.chunk.is_empty() && !self.done {
-            if let Err(failure) = self.step() {
-                self.answer = None;
-                self.fresh = 0;
-                let location = &self.asked.locations[self.location];
-                if let Err(error) = self.tries.after(failure, location) {
-                    self.next_location(error).map_err(io::Error::other)?;
-                }
-            }
+            self.advance().map_err(io::Error::other)?;
         }
         let n = buf.len().min(self.chunk.len());
         self.chunk.copy_to_slice(&mut buf[..n]);
@@ -111,6 +123,28 @@ impl Read for Body<'_> {
 }
 
 impl Body<'_> {
+    /// Connects, and returns the headers of the first response.
+    pub(crate) fn headers(&mut self) -> Result<HeaderMap, Error> {
+        loop {
+            if let Some(headers) = &self.headers {
+                return Ok(headers.clone());
+            }
+            self.advance()?;
+        }
+    }
+
+    /// Makes a step, or waits for the next try.
+    fn advance(&mut self) -> Result<(), Error> {
+        let Err(failure) = self.step() else { return Ok(()) };
+        self.answer = None;
+        self.fresh = 0;
+        let location = &self.asked.locations[self.location];
+        match self.tries.after(failure, location) {
+            Err(error) => self.next_location(error),
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// Continues at the next location, which has the same bytes, because their digest is verified.
     fn next_location(&mut self, error: Error) -> Result<(), Error> {
         if matches!(error, Error::Cancelled { .. } | Error::Deadline { .. }) {
@@ -183,8 +217,12 @@ impl Body<'_> {
 
     fn check_limit(&self, size: u64) -> Result<(), Error> {
         if size > self.asked.limit {
-            let what = format!("the size of {}", self.asked.locations[self.location]);
-            return Err(Error::layer_bytes(what, self.asked.limit));
+            let (what, limit) =
+                (format!("the size of {}", self.asked.locations[self.location]), self.asked.limit);
+            return Err(match self.asked.terms.document {
+                Some(_) => Error::Limit { what, limit },
+                None => Error::layer_bytes(what, limit),
+            });
         }
         Ok(())
     }
@@ -210,7 +248,9 @@ impl Body<'_> {
         let other_size = |now: Option<u64>| self.total.zip(now).is_some_and(|(then, now)| then != now);
         let known = known.and_then(Stated::validator);
         let part = (self.at > 0).then_some((self.at, known.as_ref()));
-        let (client, response) = self.tries.ask(Method::GET, location, part)?;
+        let accept = self.asked.terms.document;
+        let (client, response) = self.tries.ask(&Ask { method: Method::GET, location, part, accept })?;
+        self.headers.get_or_insert_with(|| response.headers().clone());
         let stated = Stated::by(response.headers());
         let skip = match response.status() {
             StatusCode::OK => {
@@ -258,7 +298,10 @@ impl Body<'_> {
             }
             // More bytes were received than the file has now.
             StatusCode::RANGE_NOT_SATISFIABLE => return Err(changed()),
-            status => return Err(refused(location, status)),
+            status => {
+                let (url, status) = (location.to_string(), status.as_u16());
+                return Err(Error::Refused { url, status }.into());
+            }
         };
         self.answer = Some(Answer { client, response, skip, got: 0, waited: Duration::ZERO });
         Ok(())

@@ -3,11 +3,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use rustls::client::ResolvesClientCert;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,6 +20,7 @@ use wardian_sys::text::chain;
 use super::hosts;
 use super::names::Names;
 use super::settings::{NamedBy, Settings};
+use super::trust::AnyOf;
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
@@ -29,60 +31,89 @@ const MAX_PEM: u64 = 4 << 20;
 /// A client and the runtime of its connections and its resolver. One thread suffices for all fetches: it only moves
 /// bytes between sockets and the threads that wait in [`Client::wait`].
 #[derive(Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     pub(super) http: reqwest::Client,
+    /// Follows no redirects, for requests whose body or URL is a secret; only a registry has one.
+    pub(super) direct: Option<reqwest::Client>,
+    /// The scheme of a registry that may be spoken to without TLS, once it is known.
+    pub(crate) scheme: OnceLock<&'static str>,
     /// None once it is dropped.
     runtime: Option<Runtime>,
 }
 
+/// Whose requests a client sends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Whose {
+    Caller,
+    Image,
+    Registry { host: String, is_insecure: bool },
+}
+
+impl From<NamedBy<'_>> for Whose {
+    fn from(by: NamedBy<'_>) -> Self {
+        match by {
+            NamedBy::Caller => Self::Caller,
+            NamedBy::Image => Self::Image,
+            NamedBy::Registry(registry) => {
+                Self::Registry { host: registry.host().to_owned(), is_insecure: registry.is_insecure() }
+            }
+        }
+    }
+}
+
+impl Whose {
+    fn tls(&self, settings: &Settings) -> Result<ClientConfig, Error> {
+        let Self::Registry { host, is_insecure } = self else {
+            return tls(settings.certificates.as_deref());
+        };
+        let own = settings.registry_certificates.iter().map(|all| all.join(host)).find(|dir| dir.is_dir());
+        if !is_insecure {
+            return tls(own.as_deref());
+        }
+        let name = host.parse::<hosts::Host>()?;
+        tls_with(own.as_deref(), |roots, provider| {
+            AnyOf::new(name.name(), roots, provider).map(|any| Some(Arc::new(any) as Arc<_>))
+        })
+    }
+}
+
 /// The outcome of a wait.
-pub(super) enum Waited<T> {
+pub(crate) enum Waited<T> {
     Done(T),
     TooLong,
     Stopped,
 }
 
 impl Client {
-    pub(super) fn new(settings: &Settings, by: NamedBy) -> Result<Self, Error> {
+    pub(super) fn new(settings: &Settings, whose: &Whose) -> Result<Self, Error> {
         let error = |why| Error::Client { why };
-        let tls = tls(settings.certificates.as_deref())?;
+        let tls = whose.tls(settings)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("image-fetch")
             .enable_all()
             .build()
             .map_err(|e| error(e.to_string()))?;
-        let hosts = (by == NamedBy::Image).then(|| settings.layer_hosts.clone());
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .dns_resolver(Names::of_host())
-            .connect_timeout(settings.connect)
-            .redirect(Policy::custom(move |attempt| {
-                let from = attempt.previous().last().map(reqwest::Url::scheme);
-                if attempt.previous().len() > MAX_REDIRECTS {
-                    attempt.error("too many redirects")
-                } else if from == Some("https") && attempt.url().scheme() != "https" {
-                    attempt.error("a redirect from https to http")
-                } else if let Some(hosts) = &hosts
-                    && !hosts::allow(hosts, attempt.url())
-                {
-                    let to = hosts::Host::of(attempt.url()).map_or_else(String::new, |host| host.to_string());
-                    let why = match hosts::has_account(attempt.url()) {
-                        true => "with a user or a password",
-                        false => "which --layer-hosts does not name",
-                    };
-                    attempt.error(format!("a redirect to {to}, {why}"))
-                } else {
-                    attempt.follow()
-                }
-            }))
-            // A Referer header would give a signed URL to the next server.
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|e| error(causes(e)))?;
-        Ok(Self { http, runtime: Some(runtime) })
+        let hosts = (*whose == Whose::Image).then(|| settings.layer_hosts.clone());
+        let build = |tls: ClientConfig, policy: Policy| {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls)
+                .dns_resolver(Names::of_host())
+                .connect_timeout(settings.connect)
+                .redirect(policy)
+                // A Referer header would give a signed URL to the next server.
+                .referer(false)
+                .retry(reqwest::retry::never())
+                .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .map_err(|e| error(causes(e)))
+        };
+        let direct = match whose {
+            Whose::Registry { .. } => Some(build(tls.clone(), Policy::none())?),
+            Whose::Caller | Whose::Image => None,
+        };
+        let http = build(tls, redirects(hosts))?;
+        Ok(Self { http, direct, scheme: OnceLock::new(), runtime: Some(runtime) })
     }
 
     /// Waits for `work`, at most for `limit`.
@@ -104,6 +135,29 @@ impl Client {
     }
 }
 
+/// Follows at most ten redirects, none from https to http; with `hosts`, only to these.
+fn redirects(hosts: Option<Vec<hosts::Host>>) -> Policy {
+    Policy::custom(move |attempt| {
+        let from = attempt.previous().last().map(reqwest::Url::scheme);
+        if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error("too many redirects")
+        } else if from == Some("https") && attempt.url().scheme() != "https" {
+            attempt.error("a redirect from https to http")
+        } else if let Some(hosts) = &hosts
+            && !hosts::allow(hosts, attempt.url())
+        {
+            let to = hosts::Host::of(attempt.url()).map_or_else(String::new, |host| host.to_string());
+            let why = match hosts::has_account(attempt.url()) {
+                true => "with a user or a password",
+                false => "which --layer-hosts does not name",
+            };
+            attempt.error(format!("a redirect to {to}, {why}"))
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         // Does not wait for the remaining connections to close.
@@ -115,6 +169,17 @@ impl Drop for Client {
 
 /// Returns the TLS config: the system's roots (with SSL_CERT_FILE and SSL_CERT_DIR) and the directory's certificates.
 pub(super) fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
+    tls_with(dir, |_, _| Ok(None))
+}
+
+/// As [`tls`]; `verifier` may make another verifier of the roots.
+fn tls_with(
+    dir: Option<&Path>,
+    verifier: impl FnOnce(
+        RootCertStore,
+        &Arc<CryptoProvider>,
+    ) -> Result<Option<Arc<dyn ServerCertVerifier>>, String>,
+) -> Result<ClientConfig, Error> {
     let error = |e: rustls::Error| Error::Client { why: e.to_string() };
     let own = dir.map_or_else(|| Ok(Certificates::default()), Certificates::load)?;
     let provider = Arc::new(ring::default_provider());
@@ -124,15 +189,21 @@ pub(super) fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
     for (path, root) in own.roots {
         roots.add(root).map_err(|e| Error::Certificate { path: shown(&path), why: e.to_string() })?;
     }
+    let other = verifier(roots.clone(), &provider).map_err(|why| Error::Client { why })?;
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(error)?
         .with_root_certificates(roots);
-    if own.pairs.is_empty() {
-        return Ok(builder.with_no_client_auth());
+    let mut config = if own.pairs.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let pairs = own.pairs.into_iter().map(|pair| pair.certified(&provider)).collect::<Result<_, _>>()?;
+        builder.with_client_cert_resolver(Arc::new(Identities(pairs)))
+    };
+    if let Some(other) = other {
+        config.dangerous().set_certificate_verifier(other);
     }
-    let pairs = own.pairs.into_iter().map(|pair| pair.certified(&provider)).collect::<Result<_, _>>()?;
-    Ok(builder.with_client_cert_resolver(Arc::new(Identities(pairs))))
+    Ok(config)
 }
 
 fn shown(path: &Path) -> String {

@@ -55,6 +55,11 @@ impl Host {
         Some(Self { name: url.host_str()?.to_owned(), port: url.port() })
     }
 
+    /// The name, or the address; one of IPv6 is in brackets.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn is_of(&self, url: &Url) -> bool {
         let port = match self.port {
             None => url.port().is_none(),

@@ -54,6 +54,16 @@ impl Location {
         if self.0.scheme() == "file" { self.0.to_file_path().ok() } else { None }
     }
 
+    /// Wraps an http or https URL.
+    pub(crate) fn of_url(url: Url) -> Self {
+        Self(url)
+    }
+
+    /// Whether a URL is of the same server: scheme, host and port are equal.
+    pub(crate) fn has_origin_of(&self, url: &Url) -> bool {
+        self.0.origin() == url.origin()
+    }
+
     /// Returns the whole URL, secrets included.
     pub(crate) fn url(&self) -> &Url {
         &self.0

@@ -1,14 +1,18 @@
 //! Fetches blobs from servers, with blocking threads and without an intermediate file.
 
+mod answer;
+mod authority;
 mod body;
 mod client;
 mod hosts;
 mod location;
 mod names;
 mod settings;
+mod trust;
 mod try_again;
 
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,16 +20,20 @@ pub use self::hosts::Host;
 pub use self::location::Location;
 pub use self::settings::Settings;
 
-pub(crate) use self::body::Fetch;
+pub(crate) use self::answer::{Refusal, said};
+pub(crate) use self::authority::Authority;
+pub(crate) use self::body::{Body, Fetch, Terms};
 pub(crate) use self::settings::NamedBy;
-pub(crate) use self::try_again::Validator;
+pub(crate) use self::try_again::{Ask, Failure, Probe, Tries, Validator, failed, retry_after, text};
 
-use self::client::Client;
+use self::client::{Client, Whose};
 use crate::error::Error;
 
 /// How long a client is kept despite failures after the previous one was dropped: a server that is down must not make
 /// all other fetches reconnect at each try.
 const KEEP: Duration = Duration::from_secs(1);
+/// How many clients are kept; each has a thread.
+const MAX_CLIENTS: usize = 16;
 
 /// Fetches blobs by http and https. Clones share the client.
 ///
@@ -39,8 +47,8 @@ pub struct Remote(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     settings: Settings,
-    /// One for URLs named by the caller, and one for URLs named by an image ([`NamedBy`]).
-    kept: [Mutex<Kept>; 2],
+    /// One for URLs named by the caller, one for URLs named by images ([`NamedBy`]), and one for each registry.
+    kept: Mutex<HashMap<Whose, Kept>>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +58,8 @@ struct Kept {
     client: Option<Arc<Client>>,
     /// When a client was last dropped.
     forgotten: Option<Instant>,
+    /// When it was last asked for.
+    used: Option<Instant>,
 }
 
 impl Remote {
@@ -64,7 +74,7 @@ impl Remote {
         Ok(Self(Arc::new(Inner { settings, kept: Default::default() })))
     }
 
-    fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
@@ -87,18 +97,25 @@ impl Remote {
         }
     }
 
-    fn client(&self, by: NamedBy) -> Result<Arc<Client>, Error> {
-        let mut kept = self.0.kept[by as usize].lock();
+    pub(crate) fn client(&self, by: NamedBy<'_>) -> Result<Arc<Client>, Error> {
+        let (mut all, whose) = (self.0.kept.lock(), Whose::from(by));
+        if all.len() >= MAX_CLIENTS && !all.contains_key(&whose) {
+            let oldest = all.iter().min_by_key(|(_, kept)| kept.used).map(|(whose, _)| whose.clone());
+            all.retain(|whose, _| Some(whose) != oldest.as_ref());
+        }
+        let kept = all.entry(whose.clone()).or_default();
+        kept.used = Some(Instant::now());
         if let Some(client) = &kept.client {
             return Ok(Arc::clone(client));
         }
-        let client = Arc::new(Client::new(&self.0.settings, by)?);
+        let client = Arc::new(Client::new(&self.0.settings, &whose)?);
         kept.client = Some(Arc::clone(&client));
         Ok(client)
     }
 
-    fn forget(&self, client: &Arc<Client>, by: NamedBy) {
-        let mut kept = self.0.kept[by as usize].lock();
+    fn forget(&self, client: &Arc<Client>, by: NamedBy<'_>) {
+        let mut all = self.0.kept.lock();
+        let kept = all.entry(by.into()).or_default();
         if kept.forgotten.is_none_or(|then| then.elapsed() >= KEEP)
             && kept.client.take_if(|kept| Arc::ptr_eq(kept, client)).is_some()
         {
@@ -113,10 +130,10 @@ mod tests {
 
     #[test]
     fn a_client_is_kept_for_a_while() {
-        const BY: NamedBy = NamedBy::Caller;
+        const BY: NamedBy<'static> = NamedBy::Caller;
         let remote = Remote::default();
         let is_kept = |client: &Arc<Client>| Arc::ptr_eq(client, &remote.client(BY).unwrap());
-        let forgotten = |at| remote.0.kept[BY as usize].lock().forgotten = at;
+        let forgotten = |at| remote.0.kept.lock().get_mut(&Whose::Caller).unwrap().forgotten = at;
         let first = remote.client(BY).unwrap();
         remote.forget(&first, BY);
         assert!(!is_kept(&first));

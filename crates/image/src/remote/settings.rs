@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::authority::Authority;
 use super::hosts::Host;
 
 /// Settings for fetching blobs.
@@ -26,6 +27,10 @@ pub struct Settings {
     /// Servers that an image may name for its layers, and that these may redirect to. URLs named by the caller, as
     /// for an app, are not restricted.
     pub layer_hosts: Vec<Host>,
+    /// Directories with the certificates of registries, each in a directory named as the registry, `HOST[:PORT]`, of
+    /// the same form as [`Settings::certificates`]. The first one that has a directory for the registry is used
+    /// (containers-certs.d(5), docker's `certs.d`).
+    pub registry_certificates: Vec<PathBuf>,
 }
 
 impl Default for Settings {
@@ -38,16 +43,19 @@ impl Default for Settings {
             backoff: Duration::from_millis(250),
             deadline: Duration::from_secs(3600),
             layer_hosts: Vec::new(),
+            registry_certificates: ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(Into::into).into(),
         }
     }
 }
 
 /// Who named a URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NamedBy {
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NamedBy<'a> {
     /// The caller who asks for the image.
     Caller,
     /// The image itself, which must not make this host send requests to servers of its choice (SSRF): servers that
     /// only this host can reach would trust the request.
     Image,
+    /// The caller, as a part of a registry, which has a client of its own and may ask for credentials.
+    Registry(&'a dyn Authority),
 }

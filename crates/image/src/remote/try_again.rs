@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, IF_RANGE,
+    LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
 use super::Remote;
+use super::answer::{self, Refusal, Unread};
 use super::client::{Client, Waited, causes};
 use super::location::Location;
 use super::settings::NamedBy;
+use super::trust::is_untrusted;
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
@@ -21,7 +24,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(8);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// Why a try failed.
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// A retry would fail again.
     Final(Error),
     Again {
@@ -38,17 +41,42 @@ impl From<Error> for Failure {
 }
 
 /// Counts failures in a row, waits after each, and checks the deadline.
-pub(super) struct Tries<'a> {
-    pub(super) remote: &'a Remote,
-    pub(super) stop: &'a Stop<'a>,
-    by: NamedBy,
+pub(crate) struct Tries<'a> {
+    pub(crate) remote: &'a Remote,
+    pub(crate) stop: &'a Stop<'a>,
+    by: NamedBy<'a>,
+    /// How many failures in a row are the last.
+    most: u32,
     failures: u32,
     start: Instant,
 }
 
+/// One request.
+pub(crate) struct Ask<'r> {
+    pub(crate) method: Method,
+    pub(crate) location: &'r Location,
+    /// The first byte that is wanted, and the state of the file that it must be of.
+    pub(crate) part: Option<(u64, Option<&'r Validator>)>,
+    /// The media types that are understood.
+    pub(crate) accept: Option<&'static str>,
+}
+
+/// What is at an address, if its scheme is not known.
+pub(crate) enum Probe {
+    /// A server that answers, whatever it says.
+    Server,
+    /// No server, or one of another protocol.
+    Nothing(String),
+}
+
 impl<'a> Tries<'a> {
-    pub(super) fn new(remote: &'a Remote, stop: &'a Stop<'a>, by: NamedBy) -> Self {
-        Self { remote, stop, by, failures: 0, start: Instant::now() }
+    pub(crate) fn new(remote: &'a Remote, stop: &'a Stop<'a>, by: NamedBy<'a>) -> Self {
+        Self { remote, stop, by, most: remote.settings().tries, failures: 0, start: Instant::now() }
+    }
+
+    /// With another number of tries, and the deadline of work that was begun at `start`.
+    pub(crate) fn within(self, most: Option<u32>, start: Option<Instant>) -> Self {
+        Self { most: most.unwrap_or(self.most), start: start.unwrap_or(self.start), ..self }
     }
 
     pub(super) fn reset(&mut self) {
@@ -59,7 +87,7 @@ impl<'a> Tries<'a> {
     ///
     /// # Errors
     /// [`Error::Deadline`] if there is none.
-    pub(super) fn left(&self, location: &Location) -> Result<Duration, Error> {
+    pub(crate) fn left(&self, location: &Location) -> Result<Duration, Error> {
         let deadline = self.remote.settings().deadline;
         match deadline.saturating_sub(self.start.elapsed()) {
             Duration::ZERO => Err(Error::Deadline { url: location.to_string(), deadline }),
@@ -68,7 +96,7 @@ impl<'a> Tries<'a> {
     }
 
     /// Waits after a failure, and returns when the next try is due; fails if there is none.
-    pub(super) fn after(&mut self, failure: Failure, location: &Location) -> Result<(), Error> {
+    pub(crate) fn after(&mut self, failure: Failure, location: &Location) -> Result<(), Error> {
         let (error, pause) = match failure {
             Failure::Final(error) => return Err(error),
             Failure::Again { error, pause } => (error, pause),
@@ -76,7 +104,7 @@ impl<'a> Tries<'a> {
         let settings = self.remote.settings();
         let left = self.left(location)?;
         self.failures += 1;
-        if self.failures >= settings.tries {
+        if self.failures >= self.most {
             return Err(error);
         }
         if self.stop.sleep(pause_after(self.failures, settings.backoff, pause).min(left)) {
@@ -87,56 +115,140 @@ impl<'a> Tries<'a> {
     }
 
     /// Sends one request and receives the head of its response: 2xx, or 416 to a range request.
-    pub(super) fn ask(
-        &self,
-        method: Method,
-        location: &Location,
-        part: Option<(u64, Option<&Validator>)>,
-    ) -> Result<(Arc<Client>, Response), Failure> {
+    pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<(Arc<Client>, Response), Failure> {
+        let (location, head) = (ask.location, ask.method == Method::HEAD);
+        let mut renewed = false;
+        loop {
+            let mut headers = HeaderMap::new();
+            if let NamedBy::Registry(registry) = self.by {
+                registry.authorize(self, &mut headers)?;
+            }
+            let sent = headers.get(AUTHORIZATION).cloned();
+            let (client, response) = self.send(ask, headers)?;
+            let status = response.status();
+            if status.is_success() || ask.part.is_some() && status == StatusCode::RANGE_NOT_SATISFIABLE {
+                return Ok((client, response));
+            }
+            let busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+                // A server error at HEAD is final: the server may not support HEAD, and GET is tried next, with all
+                // tries.
+                || status.is_server_error() && !head;
+            let pause = retry_after(response.headers());
+            let error = match self.by {
+                NamedBy::Registry(registry) => {
+                    let own = location.has_origin_of(response.url());
+                    // A server that the registry redirects to may not ask for the registry's credentials.
+                    if own && status == StatusCode::UNAUTHORIZED && !renewed {
+                        registry.renew(self, response.headers(), sent.as_ref())?;
+                        renewed = true;
+                        continue;
+                    }
+                    let limit = self.limit(location)?;
+                    registry.refused(Refusal::of(location, &client, response, self.stop, limit))
+                }
+                NamedBy::Caller | NamedBy::Image if busy => {
+                    failed(location, format!("the server answered {}", status.as_u16()))
+                }
+                NamedBy::Caller | NamedBy::Image => {
+                    Error::Refused { url: location.to_string(), status: status.as_u16() }
+                }
+            };
+            return Err(if busy { Failure::Again { error, pause } } else { Failure::Final(error) });
+        }
+    }
+
+    /// The timeout of one answer.
+    fn limit(&self, location: &Location) -> Result<Duration, Error> {
         let settings = self.remote.settings();
-        let limit = settings.connect.saturating_add(settings.patience).min(self.left(location)?);
+        Ok(settings.connect.saturating_add(settings.patience).min(self.left(location)?))
+    }
+
+    /// Sends one request and receives the head of its response, whatever its status.
+    fn send(&self, ask: &Ask<'_>, headers: HeaderMap) -> Result<(Arc<Client>, Response), Failure> {
+        let location = ask.location;
         let client = self.remote.client(self.by)?;
-        let head = method == Method::HEAD;
-        let mut request =
-            client.http.request(method, location.url().clone()).header(ACCEPT_ENCODING, "identity");
-        if let Some((from, validator)) = part {
+        let mut request = client
+            .http
+            .request(ask.method.clone(), location.url().clone())
+            .headers(headers)
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(accept) = ask.accept {
+            request = request.header(ACCEPT, accept);
+        }
+        if let Some((from, validator)) = ask.part {
             request = request.header(RANGE, format!("bytes={from}-"));
             if let Some(validator) = validator {
                 request = request.header(IF_RANGE, validator.as_header());
             }
         }
-        let again = |why, pause| Failure::Again { error: failed(location, why), pause };
-        let response = match client.wait(self.stop, limit, request.send()) {
-            Waited::Stopped => return Err(Failure::Final(cancelled(location))),
-            Waited::TooLong => {
-                return Err(again(format!("no answer in {limit:?}"), None));
+        self.receive(client, location, request)
+    }
+
+    /// Sends a request with secrets, which is not redirected, and reads the answer's body, which must not be larger
+    /// than `most` bytes. `make` adds to the request.
+    pub(crate) fn send_secret(
+        &self,
+        method: Method,
+        location: &Location,
+        most: usize,
+        make: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Result<(StatusCode, HeaderMap, Vec<u8>), Failure> {
+        let client = self.remote.client(self.by)?;
+        let direct = client.direct.as_ref().unwrap_or(&client.http);
+        let request =
+            make(direct.request(method, location.url().clone()).header(ACCEPT_ENCODING, "identity"));
+        let (client, mut response) = self.receive(Arc::clone(&client), location, request)?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let again = |why: String| Failure::Again { error: failed(location, why), pause: None };
+        match answer::read(&client, &mut response, most, self.stop, self.limit(location)?) {
+            Ok(body) => Ok((status, headers, body)),
+            Err(Unread::Stopped) => Err(cancelled(location).into()),
+            Err(Unread::TooLong) => Err(again("the server hangs".into())),
+            Err(Unread::Broken(why)) => Err(again(why)),
+            Err(Unread::TooLarge) => {
+                let what = format!("the size of the answer of {location}");
+                Err(Error::Limit { what, limit: most as u64 }.into())
             }
+        }
+    }
+
+    /// Asks whether there is a server at all.
+    pub(crate) fn probe(&self, location: &Location) -> Result<Probe, Failure> {
+        let ask = Ask { method: Method::GET, location, part: None, accept: None };
+        match self.send(&ask, HeaderMap::new()) {
+            Ok(_) => Ok(Probe::Server),
+            Err(Failure::Again { error: Error::Fetch { why, .. }, .. }) => Ok(Probe::Nothing(why)),
+            Err(other) => Err(other),
+        }
+    }
+
+    fn receive(
+        &self,
+        client: Arc<Client>,
+        location: &Location,
+        request: RequestBuilder,
+    ) -> Result<(Arc<Client>, Response), Failure> {
+        let limit = self.limit(location)?;
+        let again = |why| Failure::Again { error: failed(location, why), pause: None };
+        match client.wait(self.stop, limit, request.send()) {
+            Waited::Stopped => Err(Failure::Final(cancelled(location))),
+            Waited::TooLong => Err(again(format!("no answer in {limit:?}"))),
             Waited::Done(Err(e)) => {
                 if e.is_connect() {
                     self.remote.forget(&client, self.by);
                 }
-                let redirect = e.is_redirect();
+                let (redirect, untrusted) = (e.is_redirect(), is_untrusted(&e));
                 let why = causes(e);
-                if redirect {
-                    return Err(Failure::Final(failed(location, why)));
+                match self.by {
+                    _ if redirect => Err(Failure::Final(failed(location, why))),
+                    NamedBy::Registry(registry) if untrusted => {
+                        Err(Failure::Final(registry.untrusted(location, why)))
+                    }
+                    _ => Err(again(why)),
                 }
-                return Err(again(why, None));
             }
-            Waited::Done(Ok(response)) => response,
-        };
-        let status = response.status();
-        let busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-            // A server error at HEAD is final: the server may not support HEAD, and GET is tried next, with all
-            // tries.
-            || status.is_server_error() && !head;
-        if busy {
-            let why = format!("the server answered {}", status.as_u16());
-            return Err(again(why, retry_after(response.headers())));
+            Waited::Done(Ok(response)) => Ok((client, response)),
         }
-        if status.is_success() || part.is_some() && status == StatusCode::RANGE_NOT_SATISFIABLE {
-            return Ok((client, response));
-        }
-        Err(refused(location, status))
     }
 }
 
@@ -152,20 +264,16 @@ pub(super) fn cancelled(location: &Location) -> Error {
     Error::Cancelled { what: location.to_string() }
 }
 
-pub(super) fn failed(location: &Location, why: String) -> Error {
+pub(crate) fn failed(location: &Location, why: String) -> Error {
     Error::Fetch { url: location.to_string(), why }
 }
 
-pub(super) fn refused(location: &Location, status: StatusCode) -> Failure {
-    Failure::Final(Error::Refused { url: location.to_string(), status: status.as_u16() })
-}
-
-pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+pub(crate) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// Parses Retry-After: seconds, or a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = text(headers, &RETRY_AFTER)?;
     match text.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -256,7 +364,8 @@ impl Remote {
         for method in [Method::HEAD, Method::GET] {
             tries.reset();
             let stated = loop {
-                match tries.ask(method.clone(), location, None) {
+                let ask = Ask { method: method.clone(), location, part: None, accept: None };
+                match tries.ask(&ask) {
                     Ok((_client, response)) => break Stated::by(response.headers()),
                     Err(Failure::Final(Error::Refused { .. })) if method == Method::HEAD => {
                         break Stated { etag: None, modified: None, length: None };

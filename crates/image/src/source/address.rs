@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::image::Image;
 use super::query::without_secrets;
-use super::{bare, docker, oci};
+use super::{bare, docker, oci, registry};
 use crate::disk::file::{Identity, open_tar};
 use crate::disk::rootfs::Root;
 use crate::error::Error;
@@ -14,6 +14,7 @@ use crate::format::archive;
 use crate::format::oci::Layout;
 use crate::format::plain::{Opening, Plain, compression};
 use crate::format::reference::split_tag;
+use crate::registry::{Endpoint, ImageName, Login, Puller};
 use crate::remote::Remote;
 
 /// The address of an image.
@@ -50,7 +51,24 @@ enum Place {
         file: String,
         name: Option<String>,
     },
+    Registry(Box<AtRegistry>),
 }
+
+/// An image at a registry.
+#[derive(Debug, Clone)]
+struct AtRegistry {
+    name: ImageName,
+    /// Where it is pulled from, if that was said: another way to the same image.
+    endpoints: Option<Vec<(Endpoint, Option<Login>)>>,
+}
+
+impl PartialEq for AtRegistry {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for AtRegistry {}
 
 /// What opening an image takes. A caller with many requests should limit each kind separately, so that slow ones do
 /// not block fast ones.
@@ -118,6 +136,29 @@ impl Source {
             second: second.into(),
         })?;
         Ok(Self::at(Place::Oci { dir: dir.to_owned(), tag: tag.map(str::to_owned) }))
+    }
+
+    /// An image at a registry. It is pulled from the registry itself, without credentials, unless
+    /// [`Source::pulled_from`] says otherwise.
+    pub fn of_registry(name: ImageName) -> Self {
+        Self::at(Place::Registry(Box::new(AtRegistry { name, endpoints: None })))
+    }
+
+    /// Returns the name of an image at a registry; `None` for other images.
+    pub fn image_name(&self) -> Option<&ImageName> {
+        match &self.place {
+            Place::Registry(at) => Some(&at.name),
+            _ => None,
+        }
+    }
+
+    /// Has an image at a registry pulled from these endpoints, in this order. Other images are not changed.
+    #[must_use]
+    pub fn pulled_from(mut self, endpoints: Vec<(Endpoint, Option<Login>)>) -> Self {
+        if let Place::Registry(at) = &mut self.place {
+            at.endpoints = Some(endpoints);
+        }
+        self
     }
 
     fn at(place: Place) -> Self {
@@ -192,10 +233,16 @@ impl Source {
                 oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)
             }
             Place::DockerArchive { file, name } => docker::open(Path::new(file), name.as_deref(), opening),
+            Place::Registry(at) => {
+                let own = || vec![(at.name.endpoint(), None)];
+                let endpoints = at.endpoints.clone().unwrap_or_else(own);
+                registry::open(&Puller::new(remote, at.name.clone(), endpoints)?, opening)
+            }
         }
     }
 
-    /// Checks that the image exists and can be opened, as far as that can be told without reading it.
+    /// Checks that the image exists and can be opened, as far as that can be told without reading it. A registry is
+    /// not asked.
     ///
     /// # Errors
     /// The image does not exist or may not be read, or is a directory that is no image.
@@ -206,7 +253,7 @@ impl Source {
                 let is_image = root.is_layout() || root.is_one();
                 if is_image { Ok(()) } else { Err(Error::Directory { path: path.clone() }) }
             }
-            _ => open_tar(&self.state_file()).map(drop),
+            _ => self.state_file().map_or(Ok(()), |file| open_tar(&file).map(drop)),
         }
     }
 
@@ -217,7 +264,7 @@ impl Source {
             | Place::OciArchive { file: path, .. }
             | Place::DockerArchive { file: path, .. } => Path::new(path),
             Place::Tree(_) => return Way::Tree,
-            Place::Tar(_) | Place::Oci { .. } => return Way::Short,
+            Place::Tar(_) | Place::Oci { .. } | Place::Registry(_) => return Way::Short,
         };
         if path.is_dir() {
             return if is_layout(path) { Way::Short } else { Way::Tree };
@@ -248,12 +295,13 @@ impl Source {
         if matches!(&self.place, Place::Path(path) | Place::Tree(path) if is_tree(Path::new(path))) {
             return None;
         }
-        let meta = self.state_file().metadata().ok()?;
+        let meta = self.state_file()?.metadata().ok()?;
         Identity::settles_in(&meta).is_none().then(|| Identity::of(&meta))
     }
 
-    pub(crate) fn state_file(&self) -> PathBuf {
-        match &self.place {
+    /// Returns the file whose state is that of the image; `None` for one that is not on this host.
+    pub(crate) fn state_file(&self) -> Option<PathBuf> {
+        Some(match &self.place {
             Place::Path(path) | Place::Tree(path) if Path::new(path).is_dir() => {
                 Path::new(path).join("index.json")
             }
@@ -262,7 +310,8 @@ impl Source {
             Place::Tar(file) | Place::OciArchive { file, .. } | Place::DockerArchive { file, .. } => {
                 file.into()
             }
-        }
+            Place::Registry(_) => return None,
+        })
     }
 
     /// Returns the path, if the address is to be written as a plain path: for a root file system directory, for a
@@ -295,6 +344,7 @@ impl fmt::Display for Source {
             Place::Oci { dir, tag } => ("oci", dir, tag),
             Place::OciArchive { file, tag } => ("oci-archive", file, tag),
             Place::DockerArchive { file, name } => ("docker-archive", file, name),
+            Place::Registry(at) => return write!(f, "docker://{}", at.name),
         };
         write!(f, "{scheme}://{path}")?;
         match name {

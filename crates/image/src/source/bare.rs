@@ -26,6 +26,7 @@ pub(crate) fn open_tar(path: &Path) -> Result<Image, Error> {
         config_json: None,
         id: chain_id,
         names: Vec::new(),
+        digest: None,
     })
 }
 
@@ -49,6 +50,7 @@ pub(crate) fn open_directory(path: &Path, opening: &Opening<'_>) -> Result<Image
             config_json: None,
             id: chain_id,
             names: Vec::new(),
+            digest: None,
         });
     }
     Err(Error::Changed { path: root.shown() })

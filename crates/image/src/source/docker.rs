@@ -50,5 +50,5 @@ pub(crate) fn open(path: &Path, name: Option<&str>, opening: &Opening<'_>) -> Re
     }
     let id = digest.as_hex().to_owned();
     let names = name.map_or_else(|| item.repo_tags.unwrap_or_default(), |name| vec![name.to_owned()]);
-    Ok(Image { config, layers, manifest: None, config_json: Some(json), id, names })
+    Ok(Image { config, layers, manifest: None, config_json: Some(json), id, names, digest: None })
 }

@@ -2,6 +2,7 @@
 
 use super::layer::Layer;
 use crate::bounds::limits::Limits;
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::format::manifest::Config;
 
@@ -21,6 +22,9 @@ pub struct Image {
     pub id: String,
     /// Its names in the source, with or without a tag; if it was selected by name, only that one. Untrusted.
     pub names: Vec<String>,
+    /// The digest that its name stands for at its registry: that of its manifest, or of an index that lists it. `None`
+    /// for an image from elsewhere.
+    pub digest: Option<Digest>,
 }
 
 impl Image {

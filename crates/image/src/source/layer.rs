@@ -14,6 +14,7 @@ use crate::disk::section::Section;
 use crate::error::Error;
 use crate::format::oci::Layout;
 use crate::overlay::base::Base;
+use crate::registry::RemoteBlob;
 use crate::remote::{Location, Remote};
 
 /// One layer of an image. Cheap to keep: the data is read when it is unpacked.
@@ -66,6 +67,10 @@ pub(crate) enum Blob {
         seen: Seen,
     },
     App(Arc<Droplet>),
+    Registry {
+        blob: RemoteBlob,
+        diff_id: Digest,
+    },
 }
 
 impl Layer {
@@ -120,6 +125,7 @@ impl Layer {
             Blob::File { identity, .. } => identity.size,
             Blob::Tree { seen, .. } => seen.bytes,
             Blob::App(droplet) => droplet.size().unwrap_or(0),
+            Blob::Registry { blob, .. } => blob.size,
         }
     }
 
@@ -127,7 +133,7 @@ impl Layer {
     pub fn diff_id(&self) -> Option<&Digest> {
         match &self.blob {
             Blob::Oci { diff_id, .. } => diff_id.as_ref(),
-            Blob::Member { diff_id, .. } => Some(diff_id),
+            Blob::Member { diff_id, .. } | Blob::Registry { diff_id, .. } => Some(diff_id),
             Blob::File { .. } | Blob::Tree { .. } | Blob::App(_) => None,
         }
     }
@@ -149,6 +155,9 @@ impl fmt::Display for Layer {
             Blob::File { path, .. } => write!(f, "{}", path.display()),
             Blob::Tree { root, .. } => f.write_str(&root.shown()),
             Blob::App(droplet) => write!(f, "the app {droplet}"),
+            Blob::Registry { blob, .. } => {
+                write!(f, "the layer {} of {}", blob.digest, blob.puller.name())
+            }
         }
     }
 }

@@ -9,3 +9,4 @@ pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod oci;
 pub(crate) mod query;
+pub(crate) mod registry;

@@ -40,6 +40,7 @@ pub(crate) fn open(layout: Layout, tag: Option<&str>, remote: &Remote) -> Result
         config_json: Some(config_json),
         id,
         names,
+        digest: None,
     })
 }
 
@@ -98,11 +99,12 @@ pub(crate) fn open_unverified(layout: Layout, tag: Option<&str>, remote: &Remote
         manifest: Some(manifest_json),
         config_json: Some(config_json),
         names,
+        digest: None,
     })
 }
 
 /// Returns the layers with their ids; `blob` maps a descriptor and its diff id to the place of the bytes.
-fn layers(
+pub(super) fn layers(
     manifest: &Manifest,
     config: &ImageConfig,
     what: &str,

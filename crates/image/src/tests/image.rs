@@ -30,7 +30,7 @@ fn sources() {
         ("oci:///a:1/b:v1", "/a/index.json"),
         ("docker-archive:///a.tar:r.io:5000/a/b:v1", "/a.tar"),
     ] {
-        assert_eq!(Source::parse(uri).unwrap().state_file(), Path::new(file));
+        assert_eq!(Source::parse(uri).unwrap().state_file().unwrap(), Path::new(file));
     }
     assert!(
         matches!(Source::parse("docker:///busybox"), Err(Error::Unsupported { what }) if what.contains("docker"))
@@ -78,7 +78,7 @@ fn a_layout_s_tag_may_contain_what_its_directory_may() {
         ("none:a/b:1", "none"),
     ] {
         let source = Source::parse(&format!("oci://{base}/{text}")).unwrap();
-        assert_eq!(source.state_file(), Path::new(&format!("{base}/{dir}/index.json")), "{text}");
+        assert_eq!(source.state_file().unwrap(), Path::new(&format!("{base}/{dir}/index.json")), "{text}");
         // A plain path stays unambiguous, whatever directories are made later.
         let shown = if text == "c:1" { format!("{base}/{text}") } else { format!("oci://{base}/{text}") };
         assert_eq!(source.to_uri(), shown);
@@ -109,7 +109,7 @@ fn a_layout_is_not_exchanged_for_one_whose_name_goes_on_with_the_tag() {
         let address = format!("oci://{}:{tag}", at(roots));
         std::fs::create_dir_all(at(roots)).unwrap();
         let meant = Path::new(&at(roots)).join("index.json");
-        assert_eq!(Source::parse(&address).unwrap().state_file(), meant, "{address}");
+        assert_eq!(Source::parse(&address).unwrap().state_file().unwrap(), meant, "{address}");
         std::fs::create_dir_all(at(others)).unwrap();
         let error = Source::parse(&address).unwrap_err();
         let text = error.to_string();

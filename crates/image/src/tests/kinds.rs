@@ -152,7 +152,7 @@ fn what_is_compressed_as_a_whole_is_bounded() {
     }
     write(&path, &gzip(&docker("").end()));
     let open = |limits, cancelled: &(dyn Fn() -> bool + Sync)| {
-        let opening = Opening { limits, dir: None, cancelled, unverified: false };
+        let opening = Opening { limits, cancelled, ..Opening::default() };
         Source::parse(&address).unwrap().open_in(&Remote::default(), &opening).map(|_| ())
     };
     let small = Limits { max_image_bytes: 1, max_entries: 0, ..Limits::default() };

@@ -8,7 +8,7 @@ use super::is_refused;
 use super::server::{Reply, Server};
 use crate::bounds::stop::Stop;
 use crate::format::stream::stream_error;
-use crate::remote::{Fetch, NamedBy, Validator};
+use crate::remote::{Fetch, NamedBy, Terms, Validator};
 use crate::{Error, Location, Remote, Settings, Source, Watch};
 
 /// A client with few tries and short pauses, but long timeouts for servers on a busy host.
@@ -44,7 +44,7 @@ impl Wanted<'_> {
         let stop = Stop::new(watch);
         let fetch = Fetch {
             remote,
-            locations: &locations,
+            locations: (&locations).into(),
             by: NamedBy::Caller,
             mirrors_of: (locations.len() > 1).then_some("blob x"),
             digest: locations.len() > 1,
@@ -52,6 +52,7 @@ impl Wanted<'_> {
             limit: self.limit,
             validator: self.validator.as_ref(),
             stop: &stop,
+            terms: Terms::default(),
         };
         let mut bytes = Vec::new();
         fetch.start().read_to_end(&mut bytes).map_err(|e| stream_error("x", e))?;

@@ -12,7 +12,7 @@ use super::remote::hasty;
 use super::{Tar, gzip};
 use crate::bounds::room::Room;
 use crate::bounds::stop::Stop;
-use crate::remote::{Fetch, NamedBy};
+use crate::remote::{Fetch, NamedBy, Terms};
 use crate::unpack::pipeline::{Input, run};
 use crate::{Digest, Error, Location, Watch};
 
@@ -78,7 +78,7 @@ fn a_server_that_halts_holds_nobody_up() {
                 let stop = Stop::within(room, &slow_watch);
                 let fetch = Fetch {
                     remote: &remote,
-                    locations: std::slice::from_ref(&location),
+                    locations: std::slice::from_ref(&location).into(),
                     by: NamedBy::Caller,
                     mirrors_of: None,
                     digest: true,
@@ -86,8 +86,10 @@ fn a_server_that_halts_holds_nobody_up() {
                     limit: u64::MAX,
                     validator: None,
                     stop: &stop,
+                    terms: Terms::default(),
                 };
                 unpack(Input {
+                    seen: false,
                     whole: None,
                     reader: Box::new(fetch.start()),
                     what: "slow",
@@ -106,6 +108,7 @@ fn a_server_that_halts_holds_nobody_up() {
             let holds = room.free() < 8 << 20;
             let fast = scope.spawn(|| {
                 unpack(Input {
+                    seen: false,
                     whole: None,
                     reader: Box::new(&blob[..]),
                     what: "fast",

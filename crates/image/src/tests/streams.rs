@@ -141,6 +141,7 @@ fn reading_stops_behind_the_promised_size() {
     File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let watch = Watch::default();
     let input = crate::unpack::pipeline::Input {
+        seen: false,
         reader: Box::new(File::open(&path).unwrap()),
         what: "grown",
         size: Some(tar.len() as u64),

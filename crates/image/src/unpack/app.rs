@@ -14,7 +14,7 @@ use crate::disk::file::{Identity, open_tar};
 use crate::disk::section::Section;
 use crate::disk::stored::{self, Whole};
 use crate::error::Error;
-use crate::remote::{Fetch, NamedBy};
+use crate::remote::{Fetch, NamedBy, Terms};
 use crate::source::app::{Droplet, Origin};
 
 impl Droplet {
@@ -30,7 +30,7 @@ impl Droplet {
                 let stop = Stop::new(watch);
                 let fetch = Fetch {
                     remote: &self.remote,
-                    locations: std::slice::from_ref(location),
+                    locations: std::slice::from_ref(location).into(),
                     by: NamedBy::Caller,
                     mirrors_of: None,
                     digest: self.app.digest.is_some(),
@@ -38,6 +38,7 @@ impl Droplet {
                     limit: rules.limits.max_bytes,
                     validator: state.as_ref().map(|(validator, _)| validator),
                     stop: &stop,
+                    terms: Terms::default(),
                 };
                 let what = location.to_string();
                 self.unpack_from(Box::new(fetch.start()), None, &what, &stop, into, rules)
@@ -95,7 +96,9 @@ impl Droplet {
         let budget = Some(&**rules.budget);
         let (size, digested) = (None, digest.is_some());
         let keep_in = matches!(self.origin, Origin::Url { .. }).then_some(into);
-        let input = Input { reader, what, size, digest: digested, only_gzip, budget, keep_in, stop, whole };
+        let seen = false;
+        let input =
+            Input { reader, what, size, digest: digested, only_gzip, budget, keep_in, stop, whole, seen };
         // Without a digest only the end marker shows that the archive is complete.
         let rules = Rules { strict: digest.is_none(), ..*rules };
         let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;

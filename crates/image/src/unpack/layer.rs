@@ -12,13 +12,14 @@ use crate::bounds::budget::Budget;
 use crate::bounds::limits::Limits;
 use crate::bounds::stop::Stop;
 use crate::bounds::watch::Watch;
-use crate::digest::same;
+use crate::digest::{Digest, same};
 use crate::disk::file::{Identity, open_tar};
 use crate::disk::rootfs;
 use crate::disk::section::Section;
 use crate::disk::stored;
 use crate::error::Error;
-use crate::remote::{Fetch, NamedBy};
+use crate::registry::{LEAST, Partial, RemoteBlob};
+use crate::remote::{Fetch, NamedBy, Terms};
 use crate::source::layer::{Blob, Layer};
 
 impl Layer {
@@ -33,6 +34,9 @@ impl Layer {
     /// after the other, and an app from its own URL, which the caller has named.
     ///
     /// The unpacked data counts for the limits of the image too, however many of its layers are unpacked in parallel.
+    ///
+    /// A blob at a registry is fetched from the image's endpoints, one after the other. If the image was opened with a
+    /// directory for parts of blobs, what was received before an error of a server remains there for the next try.
     ///
     /// [`Settings::layer_hosts`]: crate::Settings::layer_hosts
     ///
@@ -66,7 +70,7 @@ impl Layer {
                         let mirrors_of = Some(what.as_str());
                         let fetch = Fetch {
                             remote,
-                            locations: &allowed,
+                            locations: (&allowed).into(),
                             by: NamedBy::Image,
                             mirrors_of,
                             digest: true,
@@ -74,6 +78,7 @@ impl Layer {
                             limit,
                             validator: None,
                             stop: &stop,
+                            terms: Terms::default(),
                         };
                         Box::new(fetch.start())
                     }
@@ -93,6 +98,7 @@ impl Layer {
                     keep_in,
                     stop: &stop,
                     whole,
+                    seen: false,
                 };
                 let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, &rules))?;
                 same(&what, digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
@@ -143,9 +149,10 @@ impl Layer {
                 unchanged()?;
                 let (counts, digests) = directory::stream(root, |reader| {
                     let (size, digest, only_gzip, budget) = (None, false, false, counted);
-                    let (keep_in, whole, stop) = (None, None, &stop);
+                    let (keep_in, whole, stop, seen) = (None, None, &stop, false);
                     let what = &*what;
-                    let input = Input { reader, what, size, digest, only_gzip, budget, keep_in, stop, whole };
+                    let input =
+                        Input { reader, what, size, digest, only_gzip, budget, keep_in, stop, whole, seen };
                     let rules = Rules { strict: true, ..rules };
                     pipeline::run(input, |pieces| unpack(pieces, into, &rules))
                 })?;
@@ -153,12 +160,60 @@ impl Layer {
                 Ok(counts.with(digests))
             }
             Blob::App(droplet) => droplet.unpack(into, &rules, watch),
+            Blob::Registry { blob, diff_id } => {
+                let mut partial = blob.partial();
+                let unpacked = registry(blob, diff_id, partial.as_mut(), into, &rules, counted, &stop);
+                if let Some(partial) = partial {
+                    // A part of something else would be no help.
+                    let goes_on = unpacked.as_ref().is_err_and(Error::is_of_transport);
+                    if !goes_on || partial.length < LEAST {
+                        partial.remove();
+                    }
+                }
+                unpacked
+            }
         }
     }
+}
+
+/// Unpacks a blob while it is received from a registry. If a part of it is there, the rest is received first, and the
+/// whole is verified before it is unpacked.
+fn registry(
+    blob: &RemoteBlob,
+    diff_id: &Digest,
+    mut partial: Option<&mut Partial>,
+    into: BorrowedFd<'_>,
+    rules: &Rules<'_>,
+    budget: Option<&Budget>,
+    stop: &Stop<'_>,
+) -> Result<Unpacked, Error> {
+    let what = format!("layer {}", blob.digest);
+    let error = |source| Error::Io { op: "use what was received of", path: what.clone(), source };
+    let limit = rules.limits.max_bytes;
+    let mut complete = None;
+    if let Some(partial) = partial.as_mut().filter(|partial| partial.length > 0) {
+        if blob.complete(partial, stop, limit)? {
+            complete = Some(partial.read().map_err(error)?);
+        } else {
+            partial.clear().map_err(error)?;
+        }
+    }
+    let (keep_in, seen) = (complete.is_none().then_some(into), complete.is_some());
+    let reader: Box<dyn Read + Send + '_> = match complete {
+        Some(file) => Box::new(file),
+        None => Box::new(blob.receive(stop, limit, partial)),
+    };
+    let (size, digest, only_gzip, whole) = (Some(blob.size), true, false, None);
+    let input = Input { reader, what: &what, size, digest, only_gzip, budget, keep_in, stop, whole, seen };
+    let (counts, digests) = pipeline::run(input, |pieces| unpack(pieces, into, rules))?;
+    same(&what, &blob.digest, digests.blob.as_ref().unwrap_or(&digests.plain))?;
+    same(&format!("content of {what}"), diff_id, &digests.plain)?;
+    Ok(counts.with(digests))
 }
 
 /// Returns the input for a local blob without an expected digest of its stored bytes.
 fn local<'a>(section: Section, what: &'a str, budget: Option<&'a Budget>, stop: &'a Stop<'a>) -> Input<'a> {
     let (whole, reader) = (section.whole(), Box::new(section));
-    Input { reader, what, size: None, digest: false, only_gzip: false, budget, keep_in: None, stop, whole }
+    let (size, digest, only_gzip, keep_in, seen) = (None, false, false, None, false);
+    Input { reader, what, size, digest, only_gzip, budget, keep_in, stop, whole, seen }
 }

@@ -61,6 +61,8 @@ pub(crate) struct Input<'a> {
     pub(crate) stop: &'a Stop<'a>,
     /// How the whole file that contains the blob is stored, if it is compressed again or has holes.
     pub(crate) whole: Option<Whole>,
+    /// Whether its bytes were counted for the watcher before.
+    pub(crate) seen: bool,
 }
 
 impl Input<'_> {
@@ -165,7 +167,7 @@ fn read(
 ) -> Result<(End, u64), Error> {
     let what = input.what;
     let (digest, only_gzip) = (input.digest, input.only_gzip);
-    let keep_in = input.keep_in;
+    let (keep_in, seen) = (input.keep_in, input.seen);
     let (piece, made) = (Piece::default(), Made::default());
     let mut raw = Raw {
         input,
@@ -176,7 +178,7 @@ fn read(
         at: 0,
         total: 0,
         needs: 0,
-        kept: false,
+        kept: seen,
         cause: None,
     };
     let result = (|| {

@@ -266,6 +266,7 @@ impl Inner {
             dir: Some(self.layout.staging.as_fd()),
             cancelled,
             unverified: self.unverified,
+            partial: None,
         };
         source.open_in(&self.remote, &opening).map_err(|error| image_error(uri, error))
     }

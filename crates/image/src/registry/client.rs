@@ -1,0 +1,467 @@
+//! One registry, or one mirror of it: the documents that it gives, and its answers to what it refuses.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::Read as _;
+use std::time::{Duration, Instant};
+
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK};
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+use wardian_sys::text::{clip, tame};
+
+use super::document::{MANIFESTS, media_type};
+use super::error::RegistryError;
+use super::token::Access;
+use super::{Endpoint, ImageName, Login, challenge};
+use crate::bounds::stop::Stop;
+use crate::digest::{Digest, same};
+use crate::error::Error;
+use crate::format::manifest::MAX_JSON;
+use crate::format::stream::stream_error;
+use crate::remote::{
+    Ask, Authority, Body, Failure, Fetch, Host, Location, NamedBy, Probe, Refusal, Remote, Terms, Tries,
+    retry_after, text,
+};
+
+/// The digest of a manifest, as a registry gives it (OCI distribution spec, "Pulling manifests").
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// The limit of requests, and what is left of it (docker hub, and others like it).
+const LIMITS: [&str; 2] = ["ratelimit-limit", "ratelimit-remaining"];
+/// How many tries in a row may fail at a mirror: another one may have it at once.
+const MIRROR_TRIES: u32 = 2;
+/// How many pages of tags are read.
+const MAX_PAGES: usize = 1000;
+/// How many tags are kept.
+const MAX_TAGS: usize = 100_000;
+/// How many tags are asked for at once.
+const PAGE: &str = "1000";
+
+/// One endpoint of an image.
+#[derive(Debug)]
+pub(super) struct Registry {
+    remote: Remote,
+    pub(super) endpoint: Endpoint,
+    /// The image, for errors.
+    image: String,
+    /// Whether other endpoints come after it.
+    is_mirror: bool,
+    access: Access,
+}
+
+/// Who asks, and since when.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work<'a> {
+    pub(super) stop: &'a Stop<'a>,
+    pub(super) since: Instant,
+}
+
+/// A document that a registry gave.
+pub(super) struct Document {
+    pub(super) bytes: Vec<u8>,
+    pub(super) digest: Digest,
+    /// Its media type; empty if the registry gives none.
+    pub(super) media_type: String,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
+
+impl Registry {
+    /// Does not connect yet.
+    ///
+    /// # Errors
+    /// [`RegistryError::Name`].
+    pub(super) fn new(
+        remote: &Remote,
+        image: &ImageName,
+        endpoint: Endpoint,
+        login: Option<Login>,
+        is_mirror: bool,
+    ) -> Result<Self, Error> {
+        let invalid =
+            |name: &str, why| RegistryError::Name { name: tame(&clip(name, 300)).into_owned(), why };
+        let dots = |name: &str| name == "." || name == "..";
+        if endpoint.host.parse::<Host>().is_err() || dots(&endpoint.host) {
+            return Err(invalid(&endpoint.host, "its registry is no HOST or HOST:PORT").into());
+        }
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let parts = |name: &str| {
+            name.split('/').all(|part| !part.is_empty() && !dots(part) && part.chars().all(is_part))
+        };
+        if !parts(&endpoint.repository) || endpoint.repository.len() > 255 {
+            return Err(invalid(&endpoint.repository, "it is no path of a repository").into());
+        }
+        if let Some(tag) = &image.tag
+            && (!parts(tag) || tag.contains('/') || tag.len() > 128)
+        {
+            return Err(invalid(tag, "it is no tag").into());
+        }
+        // Who knows the registry by its name logs in to that name.
+        let login_to = if endpoint.host == image.endpoint().host { &image.registry } else { &endpoint.host };
+        let access = Access::new(&endpoint, login, login_to, image.to_string());
+        Ok(Self { remote: remote.clone(), endpoint, image: image.to_string(), is_mirror, access })
+    }
+
+    fn tries<'a>(&'a self, work: Work<'a>) -> Tries<'a> {
+        let tries = self.is_mirror.then(|| MIRROR_TRIES.min(self.remote.settings().tries));
+        Tries::new(&self.remote, work.stop, NamedBy::Registry(self)).within(tries, Some(work.since))
+    }
+
+    /// Whether it may be spoken to without TLS.
+    fn may_be_plain(&self) -> bool {
+        self.endpoint.insecure || is_loopback(&self.endpoint.host)
+    }
+
+    /// Whether it was found to be without TLS.
+    fn is_plain(&self) -> bool {
+        let client = self.remote.client(NamedBy::Registry(self));
+        self.may_be_plain() && client.is_ok_and(|client| client.scheme.get() == Some(&"http"))
+    }
+
+    fn at(&self, scheme: &str, path: &str) -> Result<Location, Error> {
+        Location::parse(&format!("{scheme}://{}/v2/{path}", self.endpoint.host))
+    }
+
+    /// Returns the scheme of its URLs: https, unless the operator allows it to be without TLS and it is.
+    fn scheme(&self, work: Work<'_>) -> Result<&'static str, Error> {
+        if !self.may_be_plain() {
+            return Ok("https");
+        }
+        let mut tries = self.tries(work);
+        let (tls, plain) = (self.at("https", "")?, self.at("http", "")?);
+        loop {
+            let client = self.remote.client(NamedBy::Registry(self))?;
+            if let Some(scheme) = client.scheme.get() {
+                return Ok(scheme);
+            }
+            let probe = |location: &Location| match tries.probe(location) {
+                Ok(Probe::Server) => Ok(Ok(())),
+                Ok(Probe::Nothing(why)) => Ok(Err(why)),
+                Err(failure) => Err(failure),
+            };
+            let failure = match probe(&tls) {
+                Ok(Ok(())) => return Ok(client.scheme.get_or_init(|| "https")),
+                Ok(Err(without)) => match probe(&plain) {
+                    Ok(Ok(())) => {
+                        // The failure by https may have replaced the client.
+                        let client = self.remote.client(NamedBy::Registry(self))?;
+                        return Ok(client.scheme.get_or_init(|| "http"));
+                    }
+                    Ok(Err(why)) => {
+                        let (host, tls, plain) = (self.endpoint.host.clone(), without, why);
+                        let error = RegistryError::Unreachable { host, tls, plain }.into();
+                        Failure::Again { error, pause: None }
+                    }
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            tries.after(failure, &tls)?;
+        }
+    }
+
+    fn location(&self, path: &str, work: Work<'_>) -> Result<Location, Error> {
+        let scheme = self.scheme(work)?;
+        self.at(scheme, &format!("{}/{path}", self.endpoint.repository))
+    }
+
+    /// Begins to receive a layer.
+    pub(super) fn fetch<'a>(&'a self, what: Wanted<'_>, work: Work<'a>) -> Result<Body<'a>, Error> {
+        let location = self.location(what.path, work)?;
+        Ok(self.body(location, what, work, None))
+    }
+
+    fn body<'a>(
+        &'a self,
+        location: Location,
+        what: Wanted<'_>,
+        work: Work<'a>,
+        document: Option<&'static str>,
+    ) -> Body<'a> {
+        let tries = self.is_mirror.then(|| MIRROR_TRIES.min(self.remote.settings().tries));
+        let fetch = Fetch {
+            remote: &self.remote,
+            locations: Cow::Owned(vec![location]),
+            by: NamedBy::Registry(self),
+            mirrors_of: None,
+            digest: what.has_digest,
+            size: what.size,
+            limit: what.limit,
+            validator: None,
+            stop: work.stop,
+            terms: Terms { from: what.from, since: Some(work.since), tries, document },
+        };
+        fetch.start()
+    }
+
+    fn document(
+        &self,
+        path: &str,
+        accept: &'static str,
+        expected: Option<(&Digest, Option<u64>)>,
+        work: Work<'_>,
+    ) -> Result<(Document, HeaderMap, Location), Error> {
+        let location = self.location(path, work)?;
+        self.document_at(location, accept, expected, work)
+    }
+
+    fn document_at(
+        &self,
+        location: Location,
+        accept: &'static str,
+        expected: Option<(&Digest, Option<u64>)>,
+        work: Work<'_>,
+    ) -> Result<(Document, HeaderMap, Location), Error> {
+        let size = expected.and_then(|(_, size)| size);
+        let wanted = Wanted { path: "", size, limit: MAX_JSON, from: 0, has_digest: expected.is_some() };
+        let mut body = self.body(location.clone(), wanted, work, Some(accept));
+        let headers = body.headers()?;
+        let what = location.to_string();
+        // Its digest is of other bytes, and it may become any size.
+        if let Some(encoding) = text(&headers, &CONTENT_ENCODING).filter(|encoding| encoding != "identity") {
+            let why =
+                format!("it is sent with the encoding {:?}, which was not asked for", clip(&encoding, 32));
+            return Err(Error::Corrupt { what, why });
+        }
+        let mut bytes = Vec::new();
+        body.read_to_end(&mut bytes).map_err(|error| stream_error(&what, error))?;
+        let digest = Digest::of(&bytes);
+        if let Some((expected, _)) = expected {
+            same(&what, expected, &digest)?;
+        }
+        let media_type = text(&headers, &CONTENT_TYPE).map(|text| media_type(&text)).unwrap_or_default();
+        Ok((Document { bytes, digest, media_type }, headers, location))
+    }
+
+    /// Fetches a manifest or an index by its tag or digest.
+    pub(super) fn manifest(
+        &self,
+        reference: &str,
+        digest: Option<&Digest>,
+        work: Work<'_>,
+    ) -> Result<Document, Error> {
+        let path = format!("manifests/{reference}");
+        let expected = digest.map(|digest| (digest, None));
+        let (document, headers, location) = self.document(&path, MANIFESTS, expected, work)?;
+        match given(&headers) {
+            Some(given) => same(&location.to_string(), &given, &document.digest)?,
+            None => {}
+        }
+        Ok(document)
+    }
+
+    /// Fetches the config of an image.
+    pub(super) fn config(&self, digest: &Digest, size: u64, work: Work<'_>) -> Result<Vec<u8>, Error> {
+        let (document, ..) =
+            self.document(&format!("blobs/{digest}"), "*/*", Some((digest, Some(size))), work)?;
+        Ok(document.bytes)
+    }
+
+    /// Asks for the digest of a manifest or an index; `None` if the registry does not give one in this way.
+    pub(super) fn head(&self, reference: &str, work: Work<'_>) -> Result<Option<Digest>, Error> {
+        let location = self.location(&format!("manifests/{reference}"), work)?;
+        let mut tries = self.tries(work);
+        loop {
+            let ask = Ask { method: Method::HEAD, location: &location, part: None, accept: Some(MANIFESTS) };
+            match tries.ask(&ask) {
+                Ok((_client, response)) => return Ok(given(response.headers())),
+                // Not every registry and proxy knows HEAD; GET is tried next, with all tries.
+                Err(Failure::Final(Error::Registry { source }))
+                    if matches!(*source, RegistryError::Answer { .. }) =>
+                {
+                    return Ok(None);
+                }
+                Err(failure) => tries.after(failure, &location)?,
+            }
+        }
+    }
+
+    /// Lists the tags of the repository.
+    pub(super) fn tags(&self, work: Work<'_>) -> Result<Vec<String>, Error> {
+        let mut location = self.location("tags/list", work)?;
+        let mut url = location.url().clone();
+        url.query_pairs_mut().append_pair("n", PAGE);
+        location = Location::of_url(url);
+        let limit = |limit: usize| Error::Limit {
+            what: format!("the number of tags of {}/{}", self.endpoint.host, self.endpoint.repository),
+            limit: limit as u64,
+        };
+        let mut all = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let (page, headers, at) = self.document_at(location, "application/json", None, work)?;
+            let what = at.to_string();
+            let corrupt = |why: &str| Error::Corrupt { what: what.clone(), why: why.to_owned() };
+            let tags: Tags = serde_json::from_slice(&page.bytes)
+                .map_err(|source| Error::Json { what: what.clone(), source })?;
+            all.extend(tags.tags.unwrap_or_default());
+            if all.len() > MAX_TAGS {
+                return Err(limit(MAX_TAGS));
+            }
+            let Some(next) = text(&headers, &LINK).and_then(|link| next(&link)) else { return Ok(all) };
+            let url = at.url().join(&next).map_err(|_| corrupt("its next page has no valid address"))?;
+            if !at.has_origin_of(&url) {
+                return Err(corrupt("its next page is on another server"));
+            }
+            if url == *at.url() {
+                return Err(corrupt("its next page is itself"));
+            }
+            location = Location::of_url(url);
+        }
+        Err(limit(MAX_PAGES))
+    }
+}
+
+/// A file of a registry.
+pub(super) struct Wanted<'a> {
+    /// Its path below the repository.
+    pub(super) path: &'a str,
+    pub(super) size: Option<u64>,
+    /// The maximum size in bytes.
+    pub(super) limit: u64,
+    /// The first byte that is wanted.
+    pub(super) from: u64,
+    /// Whether a digest is verified.
+    pub(super) has_digest: bool,
+}
+
+impl Authority for Registry {
+    fn host(&self) -> &str {
+        &self.endpoint.host
+    }
+
+    fn is_insecure(&self) -> bool {
+        self.endpoint.insecure
+    }
+
+    fn authorize(&self, tries: &Tries<'_>, headers: &mut HeaderMap) -> Result<(), Failure> {
+        self.access.authorize(tries, self.is_plain(), headers)
+    }
+
+    fn renew(
+        &self,
+        tries: &Tries<'_>,
+        answer: &HeaderMap,
+        sent: Option<&HeaderValue>,
+    ) -> Result<(), Failure> {
+        self.access.renew(tries, self.is_plain(), challenge::of(answer), sent)
+    }
+
+    fn refused(&self, refusal: Refusal<'_>) -> Error {
+        let Refusal { location, status, headers, said, own } = refusal;
+        let (said, path) = (after_colon(said), location.url().path());
+        let host = self.endpoint.host.clone();
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                let remedy = self.access.remedy_of_limit();
+                RegistryError::RateLimit { host, limit: limit(&headers), said, remedy }.into()
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
+                self.access.denied(&self.endpoint.host, status, said)
+            }
+            StatusCode::NOT_FOUND if own && path.contains("/blobs/") => {
+                let blob = path.rsplit('/').next().unwrap_or_default().to_owned();
+                RegistryError::NoBlob { host, blob, said }.into()
+            }
+            StatusCode::NOT_FOUND if own => {
+                RegistryError::NoManifest { host, image: self.image.clone(), said }.into()
+            }
+            status => {
+                let (url, status) = (location.to_string(), status.as_u16());
+                RegistryError::Answer { url, status, said }.into()
+            }
+        }
+    }
+
+    fn untrusted(&self, location: &Location, why: String) -> Error {
+        let host = location.url().host_str().unwrap_or_default();
+        let port = location.url().port().map(|port| format!(":{port}")).unwrap_or_default();
+        RegistryError::Untrusted { host: format!("{host}{port}"), why }.into()
+    }
+}
+
+impl fmt::Display for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.endpoint.host)
+    }
+}
+
+/// Returns what a server says as a part of a sentence.
+pub(super) fn after_colon(said: String) -> String {
+    if said.is_empty() { said } else { format!(": {said}") }
+}
+
+/// Returns the digest that a registry gives for a document; one of another algorithm is not compared.
+fn given(headers: &HeaderMap) -> Option<Digest> {
+    text(headers, &CONTENT_DIGEST)?.parse().ok()
+}
+
+/// Describes a limit of requests, for an error.
+fn limit(headers: &HeaderMap) -> String {
+    let values = LIMITS.iter().filter_map(|name| {
+        let value = headers.get(*name)?.to_str().ok()?;
+        Some(format!(", {name} {}", clip(value, 64)))
+    });
+    let wait = retry_after(headers).filter(|wait| *wait > Duration::ZERO);
+    let wait = wait.map(|wait| format!(", to be tried again in {} s", wait.as_secs()));
+    values.chain(wait).collect()
+}
+
+/// Whether a host, `HOST[:PORT]`, is on the loopback interface.
+fn is_loopback(host: &str) -> bool {
+    let Ok(host) = host.parse::<Host>() else { return false };
+    let name = host.name().trim_matches(['[', ']']);
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Returns the URL with the relation `next` in a Link header (RFC 8288).
+fn next(link: &str) -> Option<String> {
+    link.split(',').find_map(|part| {
+        let (url, parameters) = part.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = |parameter: &str| {
+            parameter.trim().split_once('=').is_some_and(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("rel") && value.trim().trim_matches('"') == "next"
+            })
+        };
+        parameters.split(';').any(is_next).then(|| url.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("localhost:5000", true),
+            ("127.0.0.1:5000", true),
+            ("127.8.8.8", true),
+            ("[::1]:5000", true),
+            ("localhost.example", false),
+            ("10.0.0.1", false),
+            ("[::2]", false),
+            ("", false),
+        ] {
+            assert_eq!(is_loopback(host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn links() {
+        for (link, expected) in [
+            ("</v2/a/tags/list?last=x&n=1>; rel=\"next\"", Some("/v2/a/tags/list?last=x&n=1")),
+            ("<a>; rel=prev, <b>; REL = next", Some("b")),
+            ("<a>", None),
+            ("a; rel=next", None),
+            ("<a; rel=next", None),
+            ("", None),
+        ] {
+            assert_eq!(next(link).as_deref(), expected, "{link}");
+        }
+    }
+}
