@@ -42,7 +42,7 @@ pub use bounds::limits::Limits;
 pub use bounds::watch::Watch;
 pub use digest::Digest;
 pub use disk::file::Identity;
-pub use error::Error;
+pub use error::{Error, RegistryError};
 pub use format::manifest::{Config, Descriptor, ImageConfig, Index, MAX_LAYERS, Manifest};
 pub use format::plain::Opening;
 pub use format::reference;

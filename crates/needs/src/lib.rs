@@ -73,11 +73,13 @@ pub enum Need {
     /// `cni`: the CNI plugins `bridge`, `host-local`, `portmap` and `bandwidth` are in `/opt/cni/bin` or `/usr/lib/cni`,
     /// and the program `iptables` runs, which `portmap` uses.
     Cni,
+    /// `registry`: the program `docker-registry` runs (of Debian's package of this name).
+    Registry,
 }
 
 impl Need {
     /// All needs.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Root,
         Self::CgroupV1,
         Self::CgroupV2,
@@ -90,6 +92,7 @@ impl Need {
         Self::Nftables,
         Self::TrafficControl,
         Self::Cni,
+        Self::Registry,
     ];
 
     /// The name in messages and in [`VARIABLE`].
@@ -108,6 +111,7 @@ impl Need {
             Self::Nftables => "nftables",
             Self::TrafficControl => "traffic-control",
             Self::Cni => "cni",
+            Self::Registry => "registry",
         }
     }
 
@@ -148,6 +152,7 @@ impl Need {
                 };
                 ["/opt/cni/bin", "/usr/lib/cni"].into_iter().any(has) && runs("iptables", "--version")
             }
+            Self::Registry => runs("docker-registry", "--version"),
         }
     }
 }

@@ -8,12 +8,11 @@ use std::time::Instant;
 use sha2::{Digest as _, Sha256};
 
 use super::client::{Registry, Wanted, Work};
-use super::error::RegistryError;
 use super::partial::{LEAST, Partial};
 use super::pull::{Puller, all, is_end};
 use crate::bounds::stop::Stop;
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, RegistryError};
 use crate::format::stream::stream_error;
 use crate::remote::Body;
 
@@ -70,7 +69,7 @@ impl RemoteBlob {
             return Ok(false);
         }
         let (mut hasher, mut buffer) = (Sha256::new(), vec![0; AT_ONCE]);
-        let mut file = partial.read().map_err(error)?;
+        let mut file = partial.reader().map_err(error)?;
         let mut left = partial.length;
         while left > 0 {
             if stop.is_set() {
@@ -85,7 +84,6 @@ impl RemoteBlob {
             stop.watch.add(n as u64);
             left -= n as u64;
         }
-        partial.to_end().map_err(error)?;
         let mut rest = self.receive(stop, limit, None);
         rest.at = partial.length;
         loop {

@@ -11,12 +11,11 @@ use serde::Deserialize;
 use wardian_sys::text::{clip, tame};
 
 use super::document::{MANIFESTS, media_type};
-use super::error::RegistryError;
 use super::token::Access;
 use super::{Endpoint, ImageName, Login, challenge};
 use crate::bounds::stop::Stop;
 use crate::digest::{Digest, same};
-use crate::error::Error;
+use crate::error::{Error, RegistryError};
 use crate::format::manifest::MAX_JSON;
 use crate::format::stream::stream_error;
 use crate::remote::{
@@ -247,9 +246,8 @@ impl Registry {
         let path = format!("manifests/{reference}");
         let expected = digest.map(|digest| (digest, None));
         let (document, headers, location) = self.document(&path, MANIFESTS, expected, work)?;
-        match given(&headers) {
-            Some(given) => same(&location.to_string(), &given, &document.digest)?,
-            None => {}
+        if let Some(given) = given(&headers) {
+            same(&location.to_string(), &given, &document.digest)?;
         }
         Ok(document)
     }
@@ -316,6 +314,7 @@ impl Registry {
 }
 
 /// A file of a registry.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
     /// Its path below the repository.
     pub(super) path: &'a str,
@@ -352,7 +351,7 @@ impl Authority for Registry {
 
     fn refused(&self, refusal: Refusal<'_>) -> Error {
         let Refusal { location, status, headers, said, own } = refusal;
-        let (said, path) = (after_colon(said), location.url().path());
+        let path = location.url().path();
         let host = self.endpoint.host.clone();
         match status {
             StatusCode::TOO_MANY_REQUESTS => {
@@ -387,11 +386,6 @@ impl fmt::Display for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.endpoint.host)
     }
-}
-
-/// Returns what a server says as a part of a sentence.
-pub(super) fn after_colon(said: String) -> String {
-    if said.is_empty() { said } else { format!(": {said}") }
 }
 
 /// Returns the digest that a registry gives for a document; one of another algorithm is not compared.

@@ -8,7 +8,6 @@ mod blob;
 mod challenge;
 mod client;
 mod document;
-mod error;
 mod partial;
 mod pull;
 mod token;
@@ -17,7 +16,6 @@ use std::fmt;
 
 use crate::digest::Digest;
 
-pub use self::error::RegistryError;
 pub use self::pull::{Found, Puller};
 
 pub(crate) use self::blob::RemoteBlob;

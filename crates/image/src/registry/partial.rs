@@ -12,9 +12,12 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
 
 use crate::digest::Digest;
+use crate::disk::section::Section;
 
 /// Blobs, and parts of blobs, of fewer bytes are fetched again.
 pub(crate) const LEAST: u64 = 1 << 20;
+/// The write size in bytes: a connection gives less at once.
+const AT_ONCE: usize = 256 << 10;
 
 /// The part of a blob that is there.
 #[derive(Debug)]
@@ -22,8 +25,9 @@ pub(crate) struct Partial {
     file: File,
     dir: Arc<OwnedFd>,
     name: String,
-    /// Its bytes.
+    /// Its bytes, with those that are not written yet.
     pub(crate) length: u64,
+    pending: Vec<u8>,
 }
 
 impl Partial {
@@ -42,7 +46,8 @@ impl Partial {
             }
             if rustix::fs::fstat(&file).ok()?.st_nlink > 0 {
                 let length = meta.len();
-                let mut partial = Self { file, dir: Arc::clone(dir), name, length };
+                let pending = Vec::new();
+                let mut partial = Self { file, dir: Arc::clone(dir), name, length, pending };
                 partial.file.seek(io::SeekFrom::End(0)).ok()?;
                 return Some(partial);
             }
@@ -52,29 +57,30 @@ impl Partial {
 
     /// Adds what was received.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+        self.pending.extend_from_slice(bytes);
         self.length += bytes.len() as u64;
+        if self.pending.len() >= AT_ONCE { self.write() } else { Ok(()) }
+    }
+
+    /// Writes what is not written yet.
+    pub(crate) fn write(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.pending)?;
+        self.pending.clear();
         Ok(())
     }
 
     /// Throws away what is there.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?;
+        self.pending.clear();
         self.length = 0;
-        Ok(())
+        self.file.set_len(0)?;
+        self.file.rewind()
     }
 
-    /// Returns the file, at its beginning.
-    pub(crate) fn read(&self) -> io::Result<File> {
-        let mut file = self.file.try_clone()?;
-        file.rewind()?;
-        Ok(file)
-    }
-
-    /// Continues writing at the end, after [`Partial::read`], which shares the position.
-    pub(crate) fn to_end(&mut self) -> io::Result<()> {
-        self.file.seek(io::SeekFrom::Start(self.length)).map(drop)
+    /// Returns the file as a reader from its beginning to its present end, in place of what is added later.
+    pub(crate) fn reader(&mut self) -> io::Result<Section> {
+        self.write()?;
+        Ok(Section::new(Arc::new(self.file.try_clone()?), 0, self.length))
     }
 
     /// Removes the file; its space is given back when it is dropped.

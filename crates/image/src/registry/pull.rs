@@ -5,12 +5,11 @@ use std::time::Instant;
 
 use super::client::{Document, Registry, Work};
 use super::document::{Kind, kind};
-use super::error::RegistryError;
 use super::{Endpoint, ImageName, Login};
 use crate::bounds::stop::Stop;
 use crate::bounds::watch::Watch;
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, RegistryError};
 use crate::format::manifest::{Index, Manifest};
 use crate::remote::Remote;
 

@@ -11,9 +11,8 @@ use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::challenge::Challenge;
-use super::error::RegistryError;
 use super::{Endpoint, Login};
-use crate::error::Error;
+use crate::error::{Error, RegistryError};
 use crate::remote::{Failure, Location, Tries, failed, retry_after, said};
 
 /// The maximum size of a token server's answer, in bytes.
@@ -246,7 +245,7 @@ impl Access {
                 })?
             }
         };
-        let said = || super::client::after_colon(said(&body));
+        let said = || said(&body);
         let host = realm.url().host_str().unwrap_or_default();
         let bad = |why: String| RegistryError::Token { url: realm.to_string(), why };
         match status {

@@ -23,8 +23,7 @@ pub(crate) struct Refusal<'r> {
     pub(crate) location: &'r Location,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    /// What the server says: `CODE: message` of each of its errors, escaped and cut; empty if it says nothing in this
-    /// form.
+    /// What the server says, after a colon ([`said`]).
     pub(crate) said: String,
     /// Whether the registry itself answered, and no server that it redirected to.
     pub(crate) own: bool,
@@ -51,8 +50,9 @@ struct Item {
     message: Option<String>,
 }
 
-/// Returns what a server says in the body of an error. Anything in another form is left out: a server that the
-/// registry named may be one that only this host can reach, and its pages are nobody's business.
+/// Returns what a server says in the body of an error, `: CODE: message` of each, escaped and cut; an empty text if it
+/// says nothing in this form. Anything else is left out: a server that the registry named may be one that only this
+/// host can reach, and its pages are nobody's business.
 pub(crate) fn said(body: &[u8]) -> String {
     let Ok(found) = serde_json::from_slice::<Errors>(body) else { return String::new() };
     let pair = |code: Option<String>, message: Option<String>| {
@@ -64,7 +64,10 @@ pub(crate) fn said(body: &[u8]) -> String {
     texts.extend(found.details);
     texts.push(pair(found.error, found.error_description));
     texts.retain(|text| !text.is_empty());
-    tame(&clip(&texts.join("; "), MAX_SHOWN)).into_owned()
+    match texts.join("; ") {
+        text if text.is_empty() => text,
+        text => format!(": {}", tame(&clip(&text, MAX_SHOWN))),
+    }
 }
 
 /// Why a body could not be read.
@@ -123,10 +126,10 @@ mod tests {
     #[test]
     fn what_servers_say() {
         for (body, shown) in [
-            (r#"{"errors":[{"code":"DENIED","message":"no","detail":{"a":1}}]}"#, "DENIED: no"),
-            (r#"{"errors":[{"code":"A"},{"message":"b"},{},{"code":"D"}]}"#, "A; b"),
-            (r#"{"details":"incorrect username or password"}"#, "incorrect username or password"),
-            (r#"{"error":"invalid_grant","error_description":"x\u001b[2J"}"#, "invalid_grant: x\\u{1b}[2J"),
+            (r#"{"errors":[{"code":"DENIED","message":"no","detail":{"a":1}}]}"#, ": DENIED: no"),
+            (r#"{"errors":[{"code":"A"},{"message":"b"},{},{"code":"D"}]}"#, ": A; b"),
+            (r#"{"details":"incorrect username or password"}"#, ": incorrect username or password"),
+            (r#"{"error":"invalid_grant","error_description":"x\u001b[2J"}"#, ": invalid_grant: x\\u{1b}[2J"),
             ("<html>the secrets of another server", ""),
             ("[]", ""),
             ("", ""),

@@ -12,8 +12,7 @@ use reqwest::{Method, Response, StatusCode};
 use super::Remote;
 use super::client::{Client, Waited, causes};
 use super::location::Location;
-use super::settings::NamedBy;
-use super::try_again::{Ask, Failure, Stated, Tries, Validator, cancelled, failed, text};
+use super::try_again::{Ask, Failure, NamedBy, Stated, Tries, Validator, cancelled, failed, text};
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 

@@ -19,7 +19,7 @@ use wardian_sys::text::chain;
 
 use super::hosts;
 use super::names::Names;
-use super::settings::{NamedBy, Settings};
+use super::settings::Settings;
 use super::trust::AnyOf;
 use crate::bounds::stop::Stop;
 use crate::error::Error;
@@ -47,18 +47,6 @@ pub(super) enum Whose {
     Caller,
     Image,
     Registry { host: String, is_insecure: bool },
-}
-
-impl From<NamedBy<'_>> for Whose {
-    fn from(by: NamedBy<'_>) -> Self {
-        match by {
-            NamedBy::Caller => Self::Caller,
-            NamedBy::Image => Self::Image,
-            NamedBy::Registry(registry) => {
-                Self::Registry { host: registry.host().to_owned(), is_insecure: registry.is_insecure() }
-            }
-        }
-    }
 }
 
 impl Whose {

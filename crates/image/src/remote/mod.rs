@@ -1,7 +1,6 @@
 //! Fetches blobs from servers, with blocking threads and without an intermediate file.
 
 mod answer;
-mod authority;
 mod body;
 mod client;
 mod hosts;
@@ -21,10 +20,10 @@ pub use self::location::Location;
 pub use self::settings::Settings;
 
 pub(crate) use self::answer::{Refusal, said};
-pub(crate) use self::authority::Authority;
 pub(crate) use self::body::{Body, Fetch, Terms};
-pub(crate) use self::settings::NamedBy;
-pub(crate) use self::try_again::{Ask, Failure, Probe, Tries, Validator, failed, retry_after, text};
+pub(crate) use self::try_again::{
+    Ask, Authority, Failure, NamedBy, Probe, Tries, Validator, failed, retry_after, text,
+};
 
 use self::client::{Client, Whose};
 use crate::error::Error;

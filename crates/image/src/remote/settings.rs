@@ -1,9 +1,8 @@
-//! Settings for fetching blobs, and who named their URLs.
+//! Settings for fetching blobs.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::authority::Authority;
 use super::hosts::Host;
 
 /// Settings for fetching blobs.
@@ -46,16 +45,4 @@ impl Default for Settings {
             registry_certificates: ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(Into::into).into(),
         }
     }
-}
-
-/// Who named a URL.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum NamedBy<'a> {
-    /// The caller who asks for the image.
-    Caller,
-    /// The image itself, which must not make this host send requests to servers of its choice (SSRF): servers that
-    /// only this host can reach would trust the request.
-    Image,
-    /// The caller, as a part of a registry, which has a client of its own and may ask for credentials.
-    Registry(&'a dyn Authority),
 }

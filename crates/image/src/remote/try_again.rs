@@ -1,19 +1,19 @@
 //! One request and its response, and the decision to retry.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, IF_RANGE,
-    LAST_MODIFIED, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
 use super::Remote;
 use super::answer::{self, Refusal, Unread};
-use super::client::{Client, Waited, causes};
+use super::client::{Client, Waited, Whose, causes};
 use super::location::Location;
-use super::settings::NamedBy;
 use super::trust::is_untrusted;
 use crate::bounds::stop::Stop;
 use crate::error::Error;
@@ -22,6 +22,60 @@ use crate::error::Error;
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 /// The longest pause that a server may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// Who named a URL.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NamedBy<'a> {
+    /// The caller who asks for the image.
+    Caller,
+    /// The image itself, which must not make this host send requests to servers of its choice (SSRF): servers that
+    /// only this host can reach would trust the request.
+    Image,
+    /// The caller, as a part of a registry, which has a client of its own and may ask for credentials.
+    Registry(&'a dyn Authority),
+}
+
+impl From<NamedBy<'_>> for Whose {
+    fn from(by: NamedBy<'_>) -> Self {
+        match by {
+            NamedBy::Caller => Self::Caller,
+            NamedBy::Image => Self::Image,
+            NamedBy::Registry(registry) => {
+                Self::Registry { host: registry.host().to_owned(), is_insecure: registry.is_insecure() }
+            }
+        }
+    }
+}
+
+/// A registry as the authority over the requests that are sent to it. Nothing of it is sent to another server, where
+/// a redirect may lead.
+pub(crate) trait Authority: fmt::Debug + Send + Sync {
+    /// Its host, as in URLs: `HOST[:PORT]`.
+    fn host(&self) -> &str;
+
+    /// Whether its certificate is not verified. Those of other servers, where it redirects to, are.
+    fn is_insecure(&self) -> bool;
+
+    /// Adds the Authorization header to a request, if the registry has asked for one before.
+    ///
+    /// # Errors
+    /// A token has expired, and no new one is given.
+    fn authorize(&self, tries: &Tries<'_>, headers: &mut HeaderMap) -> Result<(), Failure>;
+
+    /// Takes the challenge of an answer with the status 401. `sent` is the Authorization of the refused request. After
+    /// this the request is sent once more.
+    ///
+    /// # Errors
+    /// There is nothing else to send.
+    fn renew(&self, tries: &Tries<'_>, answer: &HeaderMap, sent: Option<&HeaderValue>)
+    -> Result<(), Failure>;
+
+    /// Returns the error for a refused request.
+    fn refused(&self, refusal: Refusal<'_>) -> Error;
+
+    /// Returns the error for a server whose certificate is not trusted.
+    fn untrusted(&self, location: &Location, why: String) -> Error;
+}
 
 /// Why a try failed.
 pub(crate) enum Failure {

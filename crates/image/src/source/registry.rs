@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::image::Image;
 use super::layer::Blob;
 use super::oci::layers;
-use crate::error::Error;
+use crate::error::{Error, RegistryError};
 use crate::format::manifest::{Descriptor, ImageConfig};
 use crate::format::plain::Opening;
-use crate::registry::{Documents, Puller, RegistryError, RemoteBlob};
+use crate::registry::{Documents, Puller, RemoteBlob};
 
 /// Fetches manifest and config of an image; its layers are fetched when they are unpacked.
 pub(crate) fn open(puller: &Puller, opening: &Opening<'_>) -> Result<Image, Error> {

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -29,6 +29,10 @@ pub(super) struct Reply {
     pub(super) silent: bool,
     /// The status of the response to HEAD, if it differs.
     pub(super) head: Option<u16>,
+    /// Sends the body again and again, without a length.
+    pub(super) endless: bool,
+    /// Closes the connection without an answer.
+    pub(super) reset: bool,
 }
 
 impl Reply {
@@ -53,7 +57,10 @@ impl Reply {
         Self { hang: Some(after), ..self }
     }
 
-    fn send(&self, request: &str, mut stream: impl Read + Write) -> std::io::Result<()> {
+    fn send(&self, request: &str, mut stream: impl Read + Write, sent: &AtomicU64) -> std::io::Result<()> {
+        if self.reset {
+            return Ok(());
+        }
         if self.silent {
             return until_closed(stream);
         }
@@ -80,7 +87,7 @@ impl Reply {
             let total = self.body.len();
             head += &format!("Content-Range: bytes {from}-{}/{total}\r\n", total - 1);
         }
-        if !self.no_length {
+        if !self.no_length && !self.endless {
             head += &format!("Content-Length: {}\r\n", body.len());
         }
         if let Some(other) = self.head.filter(|_| is_head) {
@@ -89,6 +96,12 @@ impl Reply {
         stream.write_all(format!("HTTP/1.1 {status} x\r\n{head}\r\n").as_bytes())?;
         if is_head {
             return stream.flush();
+        }
+        if self.endless {
+            loop {
+                stream.write_all(body)?;
+                sent.fetch_add(body.len() as u64, Ordering::Relaxed);
+            }
         }
         if self.drip {
             for byte in body {
@@ -114,9 +127,14 @@ pub(super) struct Server {
     address: SocketAddr,
     scheme: &'static str,
     requests: Arc<Mutex<Vec<String>>>,
+    /// Bytes of endless bodies.
+    sent: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// Returns the response to a request, which is the last one of these.
+type Script = Arc<dyn Fn(&[String]) -> Reply + Send + Sync>;
 
 impl Server {
     /// Answers the requests in this order; the last answer is for all that follow.
@@ -125,15 +143,36 @@ impl Server {
     }
 
     pub(super) fn start(replies: Vec<Reply>, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self::by(move |requests| replies[requests.len().min(replies.len()) - 1].clone(), tls)
+    }
+
+    /// Answers a request by what `script` makes of it and of those before it.
+    pub(super) fn by(
+        script: impl Fn(&[String]) -> Reply + Send + Sync + 'static,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (requests, done) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let scheme = if tls.is_some() { "https" } else { "http" };
+        let (scheme, sent) = (if tls.is_some() { "https" } else { "http" }, Arc::default());
         let thread = thread::spawn({
-            let (requests, done) = (Arc::clone(&requests), Arc::clone(&done));
-            move || accept(&listener, &replies, tls.as_ref(), &requests, &done)
+            let serving = Serving {
+                script: Arc::new(script),
+                requests: Arc::clone(&requests),
+                sent: Arc::clone(&sent),
+            };
+            let done = Arc::clone(&done);
+            move || accept(&listener, &serving, tls.as_ref(), &done)
         });
-        Self { address, scheme, requests, done, thread: Some(thread) }
+        Self { address, scheme, requests, sent, done, thread: Some(thread) }
+    }
+
+    pub(super) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// `path` begins with a slash.
@@ -163,32 +202,39 @@ impl Drop for Server {
     }
 }
 
-fn accept(
-    listener: &TcpListener,
-    replies: &[Reply],
-    tls: Option<&Arc<ServerConfig>>,
-    requests: &Arc<Mutex<Vec<String>>>,
-    done: &AtomicBool,
-) {
-    let replies: Arc<[Reply]> = replies.into();
+#[derive(Clone)]
+struct Serving {
+    script: Script,
+    requests: Arc<Mutex<Vec<String>>>,
+    sent: Arc<AtomicU64>,
+}
+
+fn accept(listener: &TcpListener, serving: &Serving, tls: Option<&Arc<ServerConfig>>, done: &AtomicBool) {
     for stream in listener.incoming() {
         if done.load(Ordering::SeqCst) {
             return;
         }
         let Ok(stream) = stream else { continue };
-        let (replies, requests, tls) = (Arc::clone(&replies), Arc::clone(requests), tls.cloned());
+        let (serving, tls) = (serving.clone(), tls.cloned());
         // The thread ends when the client closes the connection.
         thread::spawn(move || match tls {
-            None => serve(stream, &replies, &requests),
+            None => serve(stream, &serving),
             Some(config) => {
                 let stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
-                serve(stream, &replies, &requests);
+                serve(stream, &serving);
             }
         });
     }
 }
 
-fn serve(stream: impl Read + Write, replies: &[Reply], requests: &Mutex<Vec<String>>) {
+/// The length of a request's body.
+fn length(request: &str) -> usize {
+    let fields = request.lines().filter_map(|line| line.split_once(": "));
+    let mut lengths = fields.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    lengths.next().map_or(0, |(_, length)| length.parse().unwrap())
+}
+
+fn serve(stream: impl Read + Write, serving: &Serving) {
     let mut stream = BufReader::new(stream);
     let mut request = String::new();
     while !request.ends_with("\r\n\r\n") {
@@ -196,12 +242,16 @@ fn serve(stream: impl Read + Write, replies: &[Reply], requests: &Mutex<Vec<Stri
             return;
         }
     }
-    let count = {
-        let mut requests = requests.lock().unwrap();
+    let mut body = vec![0; length(&request)];
+    if stream.read_exact(&mut body).is_err() {
+        return;
+    }
+    request += &String::from_utf8(body).unwrap();
+    let reply = {
+        let mut requests = serving.requests.lock().unwrap();
         requests.push(request.clone());
-        requests.len()
+        (serving.script)(&requests)
     };
-    let reply = &replies[count.min(replies.len()) - 1];
     // The client may close the connection early.
-    let _ = reply.send(&request, stream.get_mut());
+    let _ = reply.send(&request, stream.get_mut(), &serving.sent);
 }

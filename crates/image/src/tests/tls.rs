@@ -15,9 +15,9 @@ use super::server::{Reply, Server};
 use super::{app::all_text, write};
 use crate::{Error, Remote, Settings};
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(super) type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority(name: &str) -> Authority {
+pub(super) fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, name);
@@ -25,7 +25,7 @@ fn authority(name: &str) -> Authority {
 }
 
 /// A certificate for 127.0.0.1 and its key, both in PEM form.
-fn issue(authority: &Authority) -> (String, String) {
+pub(super) fn issue(authority: &Authority) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
     (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
@@ -37,6 +37,11 @@ fn server(own: &Authority, clients: Option<&Authority>) -> Server {
 }
 
 fn server_with(own: &Authority, clients: Option<&Authority>, replies: Vec<Reply>) -> Server {
+    Server::start(replies, Some(config(own, clients)))
+}
+
+/// A server's certificate of `own`, and the authority of its clients' if it wants one.
+pub(super) fn config(own: &Authority, clients: Option<&Authority>) -> Arc<ServerConfig> {
     let (certificate, key) = issue(own);
     let provider = Arc::new(ring::default_provider());
     let builder =
@@ -52,7 +57,7 @@ fn server_with(own: &Authority, clients: Option<&Authority>, replies: Vec<Reply>
     };
     let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-    Server::start(replies, Some(Arc::new(builder.with_single_cert(vec![certificate], key).unwrap())))
+    Arc::new(builder.with_single_cert(vec![certificate], key).unwrap())
 }
 
 fn remote(dir: &Path) -> Result<Remote, Error> {

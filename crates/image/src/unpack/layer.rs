@@ -163,10 +163,10 @@ impl Layer {
             Blob::Registry { blob, diff_id } => {
                 let mut partial = blob.partial();
                 let unpacked = registry(blob, diff_id, partial.as_mut(), into, &rules, counted, &stop);
-                if let Some(partial) = partial {
+                if let Some(mut partial) = partial {
                     // A part of something else would be no help.
                     let goes_on = unpacked.as_ref().is_err_and(Error::is_of_transport);
-                    if !goes_on || partial.length < LEAST {
+                    if !goes_on || partial.length < LEAST || partial.write().is_err() {
                         partial.remove();
                     }
                 }
@@ -193,7 +193,7 @@ fn registry(
     let mut complete = None;
     if let Some(partial) = partial.as_mut().filter(|partial| partial.length > 0) {
         if blob.complete(partial, stop, limit)? {
-            complete = Some(partial.read().map_err(error)?);
+            complete = Some(partial.reader().map_err(error)?);
         } else {
             partial.clear().map_err(error)?;
         }

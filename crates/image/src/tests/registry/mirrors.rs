@@ -1,0 +1,122 @@
+//! Several endpoints of one image.
+
+use std::time::Duration;
+
+use super::*;
+
+/// Endpoints in this order, the last one the registry itself.
+fn all(servers: &[&Server]) -> Vec<(Endpoint, Option<Login>)> {
+    servers.iter().map(|server| (endpoint(server), None)).collect()
+}
+
+#[test]
+fn one_after_the_other() {
+    let made = Made::new("a", 1000, OCI);
+    let bad = |reply: Reply| {
+        let mut files = Files::with(&made);
+        files.set("manifests/latest", reply);
+        files.serve()
+    };
+    let gone = Files::default().serve().host();
+    let good = Files::with(&made).serve();
+    let (connect, patience) = (Duration::from_secs(1), Duration::from_millis(500));
+    let limited = Client::with(Settings { connect, patience, tries: 5, ..settings() });
+    for mirror in [
+        bad(Reply::status(404)),
+        bad(Reply::status(401)),
+        bad(Reply::status(500)),
+        bad(Reply::of(b"garbage")),
+        bad(Reply { silent: true, ..Reply::default() }),
+        bad(Reply::status(429).with("Retry-After", "0")),
+    ] {
+        let image = limited.open(name("registry.invalid"), all(&[&mirror, &good])).unwrap();
+        assert_eq!(image.names, ["registry.invalid/r"]);
+        assert!(mirror.requests().len() <= 3, "a mirror is not tried for long: {:?}", mirror.requests());
+    }
+    let mut endpoints = all(&[&good]);
+    endpoints.insert(0, (Endpoint { host: gone, ..endpoint(&good) }, None));
+    limited.open(name("registry.invalid"), endpoints).unwrap();
+    // One that has the manifest is asked for the blobs first.
+    let first = bad(Reply::status(404));
+    let client = Client::new();
+    let image = client.open(name("registry.invalid"), all(&[&first, &good])).unwrap();
+    client.unpack(&image, &Watch::default()).unwrap();
+    assert_eq!(first.requests().len(), 2);
+    // None has it: the error tells of each.
+    let (one, two) = (bad(Reply::status(404)), bad(Reply::status(403)));
+    let client = Client::new();
+    let result = client.open(name("registry.invalid"), all(&[&one, &two]));
+    let parts = [
+        "fetching image reference: registry.invalid/r: ",
+        &format!("from {}: ", one.host()),
+        "manifest unknown",
+        &format!("from {}: ", two.host()),
+        "requested access to the resource is denied",
+    ];
+    failed(&client, result, &parts);
+}
+
+/// The second endpoint continues with a layer where the first one stopped.
+#[test]
+fn in_the_middle_of_a_layer() {
+    let made = Made::new("a", 100_000, OCI);
+    let (files, path) = (Files::with(&made), blob(&made.blob));
+    let cut = Reply::of(&made.blob).cut(70_000);
+    let first = Server::by(
+        move |requests| match requests.last().unwrap() {
+            request if !request.contains(&path) => files.get(request),
+            request if request.contains("range: ") => Reply::status(404),
+            _ => cut.clone(),
+        },
+        None,
+    );
+    let second = Files::with(&made).serve();
+    let client = Client::new();
+    let image = client.open(name("registry.invalid"), all(&[&first, &second])).unwrap();
+    client.unpack(&image, &Watch::default()).unwrap();
+    assert_eq!(client.cage.text("a"), "content");
+    let requests = second.requests();
+    assert!(requests.last().unwrap().contains("range: bytes=70000-\r\n"), "{requests:?}");
+    // The other way round: the registry itself gave the manifest, and a mirror gives the layer.
+    let mut files = Files::with(&made);
+    files.set(&blob(&made.blob), Reply::status(404));
+    let registry = files.serve();
+    let mut files = Files::with(&made);
+    files.set("manifests/latest", Reply::status(404));
+    let mirror = files.serve();
+    let client = Client::new();
+    let image = client.open(name("registry.invalid"), all(&[&mirror, &registry])).unwrap();
+    client.unpack(&image, &Watch::default()).unwrap();
+}
+
+#[test]
+fn for_tags_or_for_digests() {
+    let made = Made::new("a", 1000, OCI);
+    let (tags, digests) = (Files::with(&made).serve(), Files::with(&made).serve());
+    let endpoints = || {
+        vec![
+            (Endpoint { digests_only: true, ..endpoint(&digests) }, None),
+            (Endpoint { tags_only: true, ..endpoint(&tags) }, None),
+        ]
+    };
+    let client = Client::new();
+    client.open(name("registry.invalid"), endpoints()).unwrap();
+    assert_eq!((tags.requests().len(), digests.requests().len()), (3, 0));
+    let by_digest = ImageName { digest: Some(made.digest()), ..name("registry.invalid") };
+    client.open(by_digest.clone(), endpoints()).unwrap();
+    assert_eq!((tags.requests().len(), digests.requests().len()), (3, 3));
+    let error = Puller::new(&client.remote, by_digest, endpoints().split_off(1)).unwrap_err();
+    assert!(error.to_string().contains("no mirror may be asked"), "{error}");
+}
+
+/// A repository of a mirror is another one than that of the name.
+#[test]
+fn of_another_name() {
+    let made = Made::new("a", 1000, OCI);
+    let server = Files::with(&made).serve();
+    let client = Client::new();
+    let hub = ImageName { repository: "library/x".into(), ..name("docker.io") };
+    let image = client.open(hub, all(&[&server])).unwrap();
+    client.unpack(&image, &Watch::default()).unwrap();
+    assert_eq!(image.names, ["docker.io/library/x"]);
+}
