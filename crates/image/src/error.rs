@@ -597,11 +597,22 @@ impl Error {
         }
     }
 
-    /// Whether a blob could not be had from its registry, or was not waited for; the bytes received so far may be fine.
-    pub(crate) fn is_of_transport(&self) -> bool {
+    /// Whether a connection to a registry was lost, or was not waited for: what was received of a blob may be fine, and
+    /// the next try continues with it.
+    pub(crate) fn can_continue(&self) -> bool {
         match self {
-            Self::Cancelled { .. } => true,
-            Self::Registry { source } => matches!(**source, RegistryError::Blob { .. }),
+            Self::Cancelled { .. }
+            | Self::Deadline { .. }
+            | Self::Fetch { .. }
+            | Self::Refused { .. }
+            | Self::Truncated { .. } => true,
+            Self::Registry { source } => match &**source {
+                RegistryError::Blob { source, .. } => source.can_continue(),
+                RegistryError::Everywhere { failures } => {
+                    failures.iter().any(|(_, error)| error.can_continue())
+                }
+                _ => true,
+            },
             _ => false,
         }
     }

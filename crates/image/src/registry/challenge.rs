@@ -142,4 +142,27 @@ mod tests {
             assert_eq!(of(&headers(&texts)), expected, "{texts:?}");
         }
     }
+    /// Headers of any form are parsed to their end, or to an error.
+    #[test]
+    fn of_anyone() {
+        let seed = br#"Basic realm="a\"b", Bearer realm = "c,d" ,service=e==, Negotiate YWJj=="#;
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..100_000 {
+            let mut bytes = seed.to_vec();
+            for _ in 0..random.usize(1..12) {
+                let at = random.usize(..bytes.len());
+                match random.u8(..3) {
+                    0 => bytes[at] = *random.choice(b"\"\\=, \taB(\x7f").unwrap_or(&b' '),
+                    1 if bytes.len() > 1 => drop(bytes.remove(at)),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            let Ok(value) = reqwest::header::HeaderValue::from_bytes(&bytes) else { continue };
+            if let Some(Challenge::Bearer { realm, .. }) =
+                of(&HeaderMap::from_iter([(WWW_AUTHENTICATE, value)]))
+            {
+                assert!(realm.len() <= seed.len());
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error, InvalidMessage, RootCertStore, SignatureScheme};
 
 /// Accepts any certificate of one host, which the operator has named as insecure, and verifies those of all others:
 /// the servers that it redirects to, and those of its tokens.
@@ -79,10 +79,20 @@ impl ServerCertVerifier for AnyOf {
 
 /// Whether an error is, or was caused by, a certificate that is not trusted.
 pub(super) fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause(error), Some(Error::InvalidCertificate(_)))
+}
+
+/// Whether an error is, or was caused by, a server that does not speak TLS.
+pub(super) fn is_plain(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause(error), Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)))
+}
+
+/// Returns the error of TLS that caused another one.
+fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<Error>() {
-            return matches!(error, Error::InvalidCertificate(_));
+            return Some(error);
         }
         // The source of an I/O error is that of the error it wraps, which would be left out.
         next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
@@ -90,5 +100,21 @@ pub(super) fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
             None => error.source(),
         };
     }
-    false
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes() {
+        let wrapped = |error: Error| io::Error::other(io::Error::other(error));
+        let certificate = || Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let message = || Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        assert!(is_untrusted(&certificate()) && is_untrusted(&wrapped(certificate())));
+        assert!(is_plain(&message()) && is_plain(&wrapped(message())));
+        assert!(!is_untrusted(&wrapped(message())) && !is_plain(&wrapped(certificate())));
+        assert!(!is_untrusted(&io::Error::from(io::ErrorKind::ConnectionRefused)));
+    }
 }

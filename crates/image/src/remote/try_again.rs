@@ -14,7 +14,7 @@ use super::Remote;
 use super::answer::{self, Refusal, Unread};
 use super::client::{Client, Waited, Whose, causes};
 use super::location::Location;
-use super::trust::is_untrusted;
+use super::trust::{is_plain, is_untrusted};
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
@@ -292,7 +292,14 @@ impl<'a> Tries<'a> {
                     self.remote.forget(&client, self.by);
                 }
                 let (redirect, untrusted) = (e.is_redirect(), is_untrusted(&e));
-                let why = causes(e);
+                let plain = is_plain(&e) && e.url().is_some_and(|url| location.has_origin_of(url));
+                let mut why = causes(e);
+                if let NamedBy::Registry(registry) = self.by
+                    && plain
+                {
+                    let host = registry.host();
+                    why = format!("it does not speak TLS; `--insecure-registry {host}` goes without ({why})");
+                }
                 match self.by {
                     _ if redirect => Err(Failure::Final(failed(location, why))),
                     NamedBy::Registry(registry) if untrusted => {

@@ -244,6 +244,18 @@ fn selection() {
     let foreign = |entry: &str, name: &str| format!("{entry},{},{}", tag(name), arch("vax"));
     layout.index(&[foreign(&good, "v1"), foreign(&index, "multi")]);
     assert!(told().contains("no manifest for linux/"), "{}", told());
+    // Of the variants of one architecture, the one that every such host runs.
+    let two = Tar::default().file("b", b"").end();
+    let other = layout.manifest(&[&tar, &two], &[Digest::of(&tar), Digest::of(&two)]);
+    let variant = |v: &str| arch(&format!(r#"{host}","variant":"{v}"#));
+    for (first, second, layers) in [("v9", "", 2), ("v9", "v1", 2), ("v8", "v9", 1)] {
+        layout.index(&[format!("{good},{}", variant(first)), format!("{other},{}", variant(second))]);
+        assert_eq!(layout.open("").unwrap().layers.len(), layers, "{first} {second}");
+    }
+    for (first, second) in [("v1", "v1"), ("v2", "v3")] {
+        layout.index(&[format!("{good},{}", variant(first)), format!("{other},{}", variant(second))]);
+        assert!(matches!(layout.open(""), Err(Error::Select { .. })), "{first} {second}");
+    }
 }
 
 #[test]

@@ -165,7 +165,7 @@ impl Layer {
                 let unpacked = registry(blob, diff_id, partial.as_mut(), into, &rules, counted, &stop);
                 if let Some(mut partial) = partial {
                     // A part of something else would be no help.
-                    let goes_on = unpacked.as_ref().is_err_and(Error::is_of_transport);
+                    let goes_on = unpacked.as_ref().is_err_and(Error::can_continue);
                     if !goes_on || partial.length < LEAST || partial.write().is_err() {
                         partial.remove();
                     }

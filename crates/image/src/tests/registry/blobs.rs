@@ -43,6 +43,8 @@ fn hostile() {
         (Reply { no_length: true, ..Reply::of(&made.blob[..99]) }, ["fetching blob", "got 99"]),
         (Reply { endless: true, ..whole() }, ["expected", &format!("got {}", size + 1)]),
         (Reply { endless: true, ..Reply::of(b"garbage") }, ["no tar", "layer"]),
+        // An archive that is cut, and complete as a blob.
+        (Reply { no_length: true, ..Reply::of(&other[..size - 200]) }, ["fetching blob", "got"]),
         (Reply::of(&other), ["layer", "sha256:"]),
         (Reply { no_length: true, ..Reply::of(&wrong) }, ["layer", ""]),
         (Reply::status(404), ["fetching blob", "blob unknown to registry"]),
@@ -57,14 +59,20 @@ fn hostile() {
     }
 }
 
-/// The limit of a layer is that of other layers, whatever the manifest says.
+/// The limit of a layer is that of other layers, whatever the manifest and the server say.
 #[test]
 fn too_large() {
-    let made = Made::new("a", 10_000, OCI);
-    let mut client = Client::new();
-    client.limits.max_bytes = 1000;
-    let server = Files::with(&made).serve();
-    failed(&client, client.pull(&server), &["`--max-layer-bytes` allows more"]);
+    let made = Made::new("a", 3 * MIB, OCI);
+    for reply in [
+        Reply::of(&made.blob),
+        Reply { no_length: true, ..Reply::of(&made.blob) },
+        Reply { endless: true, ..Reply::of(&made.blob) },
+    ] {
+        let mut client = Client::new();
+        client.limits.max_bytes = 2 * MIB as u64;
+        let server = serve(&made, reply);
+        failed(&client, client.pull(&server), &["`--max-layer-bytes` allows more"]);
+    }
 }
 
 /// The bytes before a lost connection are not sent again, within one pull and from one to the next.

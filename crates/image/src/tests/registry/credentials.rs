@@ -144,6 +144,21 @@ fn a_token_that_is_refused() {
     assert_eq!((client.cage.text("a").as_str(), tokens_.requests().len()), ("content", 2));
 }
 
+/// Layers are fetched side by side, and need one token.
+#[test]
+fn a_token_for_many() {
+    let made = Made::new("a", 1000, OCI);
+    let (tokens, client) = (tokens(), Client::new());
+    let server = of_tokens(&made, &tokens.url("/"), usize::MAX);
+    let puller = client.puller(&server);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(puller.find(&|| false).unwrap().digest, made.digest()));
+        }
+    });
+    assert_eq!(tokens.requests().len(), 1);
+}
+
 #[test]
 fn a_password() {
     let made = Made::new("a", 1000, OCI);
@@ -207,6 +222,15 @@ fn bad_token_servers() {
         assert!(tokens.sent() < 32 << 20);
     }
     assert_eq!(elsewhere.requests().len(), 0);
+    let (connect, patience) = (std::time::Duration::from_secs(1), std::time::Duration::from_millis(300));
+    let client = Client::with(Settings { connect, patience, tries: 2, ..settings() });
+    let whole = || Reply::of(br#"{"token":"SECRET"}"#);
+    for reply in [Reply { silent: true, ..whole() }, whole().hang(3), Reply { reset: true, ..whole() }] {
+        let tokens = Server::new(vec![reply]);
+        let server = of_tokens(&made, &tokens.url("/t"), usize::MAX);
+        failed(&client, client.pull(&server), &["cannot fetch", &tokens.url("/t")]);
+        assert_eq!(tokens.requests().len(), 2);
+    }
     for (challenge, part) in [
         ("Bearer realm=\"ftp://127.0.0.1/\"", "token server is bad"),
         ("Bearer realm=\"file:///etc/passwd\"", "does not use TLS"),
