@@ -115,12 +115,6 @@ impl Registry {
         self.endpoint.insecure || is_loopback(&self.endpoint.host)
     }
 
-    /// Whether it was found to be without TLS.
-    fn is_plain(&self) -> bool {
-        let client = self.remote.client(NamedBy::Registry(self));
-        self.may_be_plain() && client.is_ok_and(|client| client.scheme.get() == Some(&"http"))
-    }
-
     fn at(&self, scheme: &str, path: &str) -> Result<Location, Error> {
         Location::parse(&format!("{scheme}://{}/v2/{path}", self.endpoint.host))
     }
@@ -145,12 +139,9 @@ impl Registry {
             let failure = match probe(&tls) {
                 Ok(Ok(())) => return Ok(client.scheme.get_or_init(|| "https")),
                 Ok(Err(without)) => match probe(&plain) {
-                    Ok(Ok(())) => {
-                        // The failure by https may have replaced the client.
-                        let client = self.remote.client(NamedBy::Registry(self))?;
-                        return Ok(client.scheme.get_or_init(|| "http"));
-                    }
+                    Ok(Ok(())) => return Ok(client.scheme.get_or_init(|| "http")),
                     Ok(Err(why)) => {
+                        self.remote.forget(&client, NamedBy::Registry(self));
                         let (host, tls, plain) = (self.endpoint.host.clone(), without, why);
                         let error = RegistryError::Unreachable { host, tls, plain }.into();
                         Failure::Again { error, pause: None }
@@ -336,17 +327,23 @@ impl Authority for Registry {
         self.endpoint.insecure
     }
 
-    fn authorize(&self, tries: &Tries<'_>, headers: &mut HeaderMap) -> Result<(), Failure> {
-        self.access.authorize(tries, self.is_plain(), headers)
+    fn authorize(
+        &self,
+        tries: &Tries<'_>,
+        location: &Location,
+        headers: &mut HeaderMap,
+    ) -> Result<(), Failure> {
+        self.access.authorize(tries, location.is_plain(), headers)
     }
 
     fn renew(
         &self,
         tries: &Tries<'_>,
+        location: &Location,
         answer: &HeaderMap,
         sent: Option<&HeaderValue>,
     ) -> Result<(), Failure> {
-        self.access.renew(tries, self.is_plain(), challenge::of(answer), sent)
+        self.access.renew(tries, location.is_plain(), challenge::of(answer), sent)
     }
 
     fn refused(&self, refusal: Refusal<'_>) -> Error {
@@ -412,7 +409,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// Returns the URL with the relation `next` in a Link header (RFC 8288).
-fn next(link: &str) -> Option<String> {
+pub(super) fn next(link: &str) -> Option<String> {
     link.split(',').find_map(|part| {
         let (url, parameters) = part.trim().strip_prefix('<')?.split_once('>')?;
         let is_next = |parameter: &str| {

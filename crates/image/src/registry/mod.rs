@@ -8,6 +8,8 @@ mod blob;
 mod challenge;
 mod client;
 mod document;
+#[cfg(fuzzing)]
+pub mod fuzzed;
 mod partial;
 mod pull;
 mod token;

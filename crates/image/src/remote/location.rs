@@ -54,6 +54,11 @@ impl Location {
         if self.0.scheme() == "file" { self.0.to_file_path().ok() } else { None }
     }
 
+    /// Whether it is fetched without TLS.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.0.scheme() == "http"
+    }
+
     /// Wraps an http or https URL.
     pub(crate) fn of_url(url: Url) -> Self {
         Self(url)

@@ -112,7 +112,8 @@ impl Remote {
         Ok(client)
     }
 
-    fn forget(&self, client: &Arc<Client>, by: NamedBy<'_>) {
+    /// Drops a client that failed, unless another one was dropped just now.
+    pub(crate) fn forget(&self, client: &Arc<Client>, by: NamedBy<'_>) {
         let mut all = self.0.kept.lock();
         let kept = all.entry(by.into()).or_default();
         if kept.forgotten.is_none_or(|then| then.elapsed() >= KEEP)

@@ -56,19 +56,29 @@ pub(crate) trait Authority: fmt::Debug + Send + Sync {
     /// Whether its certificate is not verified. Those of other servers, where it redirects to, are.
     fn is_insecure(&self) -> bool;
 
-    /// Adds the Authorization header to a request, if the registry has asked for one before.
+    /// Adds the Authorization header to a request for `location`, if the registry has asked for one before.
     ///
     /// # Errors
     /// A token has expired, and no new one is given.
-    fn authorize(&self, tries: &Tries<'_>, headers: &mut HeaderMap) -> Result<(), Failure>;
+    fn authorize(
+        &self,
+        tries: &Tries<'_>,
+        location: &Location,
+        headers: &mut HeaderMap,
+    ) -> Result<(), Failure>;
 
-    /// Takes the challenge of an answer with the status 401. `sent` is the Authorization of the refused request. After
+    /// Takes the challenge of an answer with the status 401 from `location`. `sent` is the Authorization of the refused request. After
     /// this the request is sent once more.
     ///
     /// # Errors
     /// There is nothing else to send.
-    fn renew(&self, tries: &Tries<'_>, answer: &HeaderMap, sent: Option<&HeaderValue>)
-    -> Result<(), Failure>;
+    fn renew(
+        &self,
+        tries: &Tries<'_>,
+        location: &Location,
+        answer: &HeaderMap,
+        sent: Option<&HeaderValue>,
+    ) -> Result<(), Failure>;
 
     /// Returns the error for a refused request.
     fn refused(&self, refusal: Refusal<'_>) -> Error;
@@ -175,10 +185,10 @@ impl<'a> Tries<'a> {
         loop {
             let mut headers = HeaderMap::new();
             if let NamedBy::Registry(registry) = self.by {
-                registry.authorize(self, &mut headers)?;
+                registry.authorize(self, location, &mut headers)?;
             }
             let sent = headers.get(AUTHORIZATION).cloned();
-            let (client, response) = self.send(ask, headers)?;
+            let (client, response) = self.send(ask, headers, true)?;
             let status = response.status();
             if status.is_success() || ask.part.is_some() && status == StatusCode::RANGE_NOT_SATISFIABLE {
                 return Ok((client, response));
@@ -193,9 +203,13 @@ impl<'a> Tries<'a> {
                     let own = location.has_origin_of(response.url());
                     // A server that the registry redirects to may not ask for the registry's credentials.
                     if own && status == StatusCode::UNAUTHORIZED && !renewed {
-                        registry.renew(self, response.headers(), sent.as_ref())?;
+                        registry.renew(self, location, response.headers(), sent.as_ref())?;
                         renewed = true;
                         continue;
+                    }
+                    // What a server of TLS answers to a request without it.
+                    if own && status == StatusCode::BAD_REQUEST && location.is_plain() {
+                        self.remote.forget(&client, self.by);
                     }
                     let limit = self.limit(location)?;
                     registry.refused(Refusal::of(location, &client, response, self.stop, limit))
@@ -218,7 +232,12 @@ impl<'a> Tries<'a> {
     }
 
     /// Sends one request and receives the head of its response, whatever its status.
-    fn send(&self, ask: &Ask<'_>, headers: HeaderMap) -> Result<(Arc<Client>, Response), Failure> {
+    fn send(
+        &self,
+        ask: &Ask<'_>,
+        headers: HeaderMap,
+        forgets: bool,
+    ) -> Result<(Arc<Client>, Response), Failure> {
         let location = ask.location;
         let client = self.remote.client(self.by)?;
         let mut request = client
@@ -235,7 +254,7 @@ impl<'a> Tries<'a> {
                 request = request.header(IF_RANGE, validator.as_header());
             }
         }
-        self.receive(client, location, request)
+        self.receive(client, location, request, forgets)
     }
 
     /// Sends a request with secrets, which is not redirected, and reads the answer's body, which must not be larger
@@ -251,7 +270,7 @@ impl<'a> Tries<'a> {
         let direct = client.direct.as_ref().unwrap_or(&client.http);
         let request =
             make(direct.request(method, location.url().clone()).header(ACCEPT_ENCODING, "identity"));
-        let (client, mut response) = self.receive(Arc::clone(&client), location, request)?;
+        let (client, mut response) = self.receive(Arc::clone(&client), location, request, true)?;
         let (status, headers) = (response.status(), response.headers().clone());
         let again = |why: String| Failure::Again { error: failed(location, why), pause: None };
         match answer::read(&client, &mut response, most, self.stop, self.limit(location)?) {
@@ -266,21 +285,23 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Asks whether there is a server at all.
+    /// Asks whether there is a server at all. If there is none, the client is kept: it may be asked for another scheme.
     pub(crate) fn probe(&self, location: &Location) -> Result<Probe, Failure> {
         let ask = Ask { method: Method::GET, location, part: None, accept: None };
-        match self.send(&ask, HeaderMap::new()) {
+        match self.send(&ask, HeaderMap::new(), false) {
             Ok(_) => Ok(Probe::Server),
             Err(Failure::Again { error: Error::Fetch { why, .. }, .. }) => Ok(Probe::Nothing(why)),
             Err(other) => Err(other),
         }
     }
 
+    /// Receives the head of a response; `forgets` says whether a client that cannot connect is dropped.
     fn receive(
         &self,
         client: Arc<Client>,
         location: &Location,
         request: RequestBuilder,
+        forgets: bool,
     ) -> Result<(Arc<Client>, Response), Failure> {
         let limit = self.limit(location)?;
         let again = |why| Failure::Again { error: failed(location, why), pause: None };
@@ -288,7 +309,14 @@ impl<'a> Tries<'a> {
             Waited::Stopped => Err(Failure::Final(cancelled(location))),
             Waited::TooLong => Err(again(format!("no answer in {limit:?}"))),
             Waited::Done(Err(e)) => {
-                if e.is_connect() {
+                // A registry without TLS may have got it: the next client finds out.
+                let is_plain_registry = match self.by {
+                    NamedBy::Registry(registry) => {
+                        location.is_plain() && location.url().authority() == registry.host()
+                    }
+                    NamedBy::Caller | NamedBy::Image => false,
+                };
+                if forgets && (e.is_connect() || is_plain_registry) {
                     self.remote.forget(&client, self.by);
                 }
                 let (redirect, untrusted) = (e.is_redirect(), is_untrusted(&e));

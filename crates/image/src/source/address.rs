@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::image::Image;
 use super::query::without_secrets;
-use super::{bare, docker, oci, registry};
+use super::{bare, docker, oci};
 use crate::disk::file::{Identity, open_tar};
 use crate::disk::rootfs::Root;
 use crate::error::Error;
@@ -236,7 +236,7 @@ impl Source {
             Place::Registry(at) => {
                 let own = || vec![(at.name.endpoint(), None)];
                 let endpoints = at.endpoints.clone().unwrap_or_else(own);
-                registry::open(&Puller::new(remote, at.name.clone(), endpoints)?, opening)
+                Puller::new(remote, at.name.clone(), endpoints)?.open(opening)
             }
         }
     }

@@ -11,8 +11,18 @@ use crate::format::manifest::{Descriptor, ImageConfig};
 use crate::format::plain::Opening;
 use crate::registry::{Documents, Puller, RemoteBlob};
 
+impl Puller {
+    /// As [`Source::open_in`](crate::Source::open_in), with the token of the requests before.
+    ///
+    /// # Errors
+    /// [`Error::Registry`], [`Error::Cancelled`], and whatever is wrong with the image.
+    pub fn open(&self, opening: &Opening<'_>) -> Result<Image, Error> {
+        open(self, opening)
+    }
+}
+
 /// Fetches manifest and config of an image; its layers are fetched when they are unpacked.
-pub(crate) fn open(puller: &Puller, opening: &Opening<'_>) -> Result<Image, Error> {
+fn open(puller: &Puller, opening: &Opening<'_>) -> Result<Image, Error> {
     let Documents { digest, manifest, manifest_json, config_json, from } =
         puller.documents(opening.cancelled)?;
     if let Some(layer) = manifest.layers.iter().find(|layer| is_foreign(layer)) {

@@ -156,6 +156,7 @@ fn a_token_for_many() {
             scope.spawn(|| assert_eq!(puller.find(&|| false).unwrap().digest, made.digest()));
         }
     });
+    puller.open(&Opening::default()).unwrap();
     assert_eq!(tokens.requests().len(), 1);
 }
 

@@ -294,6 +294,24 @@ fn missing() {
     failed(&client, result, &["pinging container registry 127.0.0.1:", "refused"]);
 }
 
+/// Whether a registry speaks TLS is found out again after a failure that may be because it does now.
+#[test]
+fn tls_of_late() {
+    let made = Made::new("a", 1000, OCI);
+    for failure in [Reply::status(400), Reply { reset: true, ..Reply::default() }] {
+        let mut files = Files::with(&made);
+        files.set("manifests/latest", failure);
+        let (client, server) = (Client::with(Settings { tries: 1, ..settings() }), files.serve());
+        for pulls in 1..=2 {
+            failed(&client, client.pull(&server), &["fetching image reference"]);
+            let requests = server.requests();
+            assert_eq!(requests.iter().filter(|request| path_of(request) == "/v2/").count(), pulls);
+            // A client is not forgotten twice in a second.
+            std::thread::sleep(Duration::from_millis(1100));
+        }
+    }
+}
+
 #[test]
 fn busy() {
     let made = Made::new("a", 1000, OCI);
