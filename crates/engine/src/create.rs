@@ -53,7 +53,7 @@ impl Engine {
         // A create that cannot succeed must not queue.
         self.check_room(&self.shared.lock(), &spec.handle)?;
         let timeline = Timeline::begin();
-        let image = self.image("image", &spec.image).await;
+        let image = self.image("image", &spec.image, &spec.pull).await;
         timeline.ended("image");
         let image = image.inspect_err(|error| {
             // The container has no id yet.

@@ -7,7 +7,7 @@
 //! request holds a place in one gate while it queues at another.
 
 use crate::admission::gate::{Gate, PATIENCE};
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, PullTerms, Result};
 use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,8 @@ pub struct Gates {
     opening: Gate,
     /// For reading directories.
     trees: Gate,
+    /// For manifests from registries, which may take long to answer.
+    registries: Gate,
     /// For decompressing archives: one at a time, since a decoder holds up to 32 MiB, as the file chooses.
     packed: Gate,
     fetching: Gate,
@@ -56,6 +58,7 @@ impl Gates {
         Self {
             opening: gate("images that are opened", places),
             trees: gate("directories that are looked at as images", places),
+            registries: gate("images that registries are asked for", AT_ONCE),
             packed: gate("archives that are decompressed", 1),
             fetching: gate("fetches of images", AT_ONCE),
             documents: Arc::new(Semaphore::new(memory::budget(MOST, PART) >> 10)),
@@ -112,18 +115,25 @@ impl Engine {
     /// Returns the image with all its layers. A fetch may take as long as a registry takes to send the image:
     /// meanwhile the create holds no keeper and no place in the gate, so that creates whose image is in the
     /// store do not wait. `step` names the failed step in errors for clients.
-    pub(crate) async fn image(&self, step: &'static str, uri: &str) -> Result<Image> {
-        let image = self.find_image(step, uri).await?;
+    pub(crate) async fn image(&self, step: &'static str, uri: &str, terms: &PullTerms) -> Result<Image> {
+        let image = self.find_image(step, uri, terms).await?;
         if let Some(platform) = &image.config.foreign {
             tracing::info!(image = image.shown, platform, "image.foreign-platform");
         }
         Ok(image)
     }
 
-    async fn find_image(&self, step: &'static str, uri: &str) -> Result<Image> {
+    async fn find_image(&self, step: &'static str, uri: &str, terms: &PullTerms) -> Result<Image> {
         let (store, address) = (self.shared.store.clone(), self.shared.address(uri)?);
+        let (PullTerms { when, login }, by_default) = (terms.clone(), self.shared.config.pull);
         let look = move || {
-            let reference = Reference::parse(&address)?;
+            let mut reference = Reference::parse(&address)?;
+            if let Some(when) = when.or(reference.is_pulled().then_some(by_default)) {
+                reference = reference.pulled(when);
+            }
+            if let Some(login) = login {
+                reference = reference.with_login(login)?;
+            }
             Ok(match store.at_hand(&reference)? {
                 Some(image) => Ok(image),
                 None => Err((reference.way(), Arc::new(reference))),
@@ -190,7 +200,11 @@ impl Engine {
     ) -> Result<Opened> {
         let (gates, store) = (&self.shared.images, &self.shared.store);
         let mut packed = false;
-        let mut gate = if way == Way::Tree { &gates.trees } else { &gates.opening };
+        let mut gate = match way {
+            Way::Tree => &gates.trees,
+            Way::Registry => &gates.registries,
+            Way::Short | Way::Compressed => &gates.opening,
+        };
         if way == Way::Compressed {
             let (reference, place) = (reference.clone(), gate.enter().await?);
             let look = move || {

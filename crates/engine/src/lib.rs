@@ -59,7 +59,7 @@ pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
 pub use ready::ids::IdRanges;
 pub use reset::{Cleared, Removed, clear, reset};
-pub use spec::{BindMount, ContainerSpec, Limits, ProcessSpec, Window};
+pub use spec::{BindMount, ContainerSpec, Limits, ProcessSpec, PullTerms, Window};
 pub use transfer::Transfer;
 pub use wardian_network::egress::networks;
 pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, Rule, Transport, Wanted};
@@ -67,7 +67,7 @@ pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, 
 pub use wardian_runtime::failpoints::NAMES as KEEPER_FAILPOINTS;
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
-pub use wardian_store::{DiskDriver, DiskLimit, Scope};
+pub use wardian_store::{DiskDriver, DiskLimit, Login, Pull, Scope};
 
 use container::Container;
 use shared::Shared;
@@ -86,6 +86,8 @@ pub struct Config {
     pub run: PathBuf,
     /// Image used when a container names none.
     pub default_rootfs: Option<String>,
+    /// When a registry is asked for an image whose address is of one, unless the request says it.
+    pub pull: Pull,
     /// The keeper binary; executed from a sealed memory file.
     pub keeper: PathBuf,
     /// The server's certificate file, noted in the instance record, where `wardian doctor` reads it.
@@ -96,6 +98,8 @@ pub struct Config {
     pub gc_threshold: Option<u64>,
     /// How layers are fetched from servers.
     pub remote: wardian_store::Fetching,
+    /// What this host knows of registries.
+    pub registries: wardian_store::Known,
     /// The most that one layer, and one image, may take.
     pub limits: wardian_store::Limits,
     /// Root file systems mounted ahead for each recently used image, at most [`MOST_READY_ROOTFS`]; 0: none.

@@ -32,7 +32,8 @@ impl Engine {
         spec: ProcessSpec,
         exec: Exec,
     ) -> Result<()> {
-        let image = self.image("creating-volume", spec.image.as_deref().unwrap_or_default()).await?;
+        let image =
+            self.image("creating-volume", spec.image.as_deref().unwrap_or_default(), &spec.pull).await?;
         self.prepare_limit(&image, spec.limits.map(|limits| limits.disk).unwrap_or_default()).await?;
         let shared = self.shared.clone();
         let theirs = container.clone();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use wardian_network::Order;
-use wardian_store::DiskLimit;
+use wardian_store::{DiskLimit, Login, Pull};
 
 /// A request for a container.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +14,8 @@ pub struct ContainerSpec {
     pub handle: String,
     /// Image URI; empty: the configured default.
     pub image: String,
+    /// On what terms the image is had from a registry.
+    pub pull: PullTerms,
     /// Container root is host root. Off by default.
     pub privileged: bool,
     /// `K=V`, given to every process (not to peas).
@@ -42,6 +44,15 @@ pub struct Limits {
     pub pids: u64,
     /// Space of the root file system.
     pub disk: DiskLimit,
+}
+
+/// On what terms an image is had from a registry.
+#[derive(Debug, Clone, Default)]
+pub struct PullTerms {
+    /// When a registry is asked. `None`: for an address of a registry as the server is configured, for a name never.
+    pub when: Option<Pull>,
+    /// As whom; `None`: with the logins of the host.
+    pub login: Option<Login>,
 }
 
 /// A host path shown inside a container.
@@ -74,6 +85,8 @@ pub struct ProcessSpec {
     pub rlimits: Vec<(String, u64)>,
     /// A root file system of its own makes the process a pea.
     pub image: Option<String>,
+    /// On what terms the image is had from a registry; only with `image`.
+    pub pull: PullTerms,
     /// Only with `image`.
     pub bind_mounts: Vec<BindMount>,
     /// A pea's own limits beside the container's; only with `image`.

@@ -92,6 +92,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     }
     let place = wardian_store::Config {
         gc_threshold: config.gc_threshold,
+        registries: config.registries.clone(),
         remote: config.remote.clone(),
         limits: config.limits,
         ready_rootfs: config.ready_rootfs,

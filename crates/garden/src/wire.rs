@@ -69,6 +69,8 @@ ImageRef {
     #[serde(skip_serializing_if = "zero")] username: String,
     /// Registry password.
     #[serde(skip_serializing_if = "zero")] password: String,
+    /// When a registry is asked: missing, newer, always or never. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] pull: String,
 });
 
 wire!(/// Resource limits of a container; zero is none.

@@ -351,6 +351,15 @@ pub enum Error {
         /// Why.
         source: Box<RegistryError>,
     },
+    /// The text is no image's name at a registry.
+    #[error(transparent)]
+    Name(#[from] crate::registry::name::Error),
+    /// The host's settings of registries cannot be used, or do not allow the image.
+    #[error(transparent)]
+    Registries(Box<crate::registry::conf::Error>),
+    /// A login cannot be found or kept.
+    #[error(transparent)]
+    Login(Box<crate::registry::credentials::Error>),
     /// The HTTP client could not be made.
     #[error("cannot make an HTTP client: {why}")]
     Client {
@@ -580,6 +589,18 @@ fn each(failures: &[(String, Error)]) -> String {
     let texts: Vec<_> =
         failures.iter().map(|(host, error)| format!("from {host}: {}", chain(error))).collect();
     texts.join("; ")
+}
+
+impl From<crate::registry::conf::Error> for Error {
+    fn from(error: crate::registry::conf::Error) -> Self {
+        Self::Registries(Box::new(error))
+    }
+}
+
+impl From<crate::registry::credentials::Error> for Error {
+    fn from(error: crate::registry::credentials::Error) -> Self {
+        Self::Login(Box::new(error))
+    }
 }
 
 impl From<RegistryError> for Error {

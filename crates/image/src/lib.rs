@@ -11,7 +11,7 @@
 //! * `disk`: files and directories of this host that an image is read from;
 //! * `format`: names, documents, layouts, archives, compressed files;
 //! * `remote`: fetching blobs from servers;
-//! * `registry`: images at registries;
+//! * [`registry`]: images at registries, the settings of this host for them, and logins;
 //! * `overlay`: layers as directories, in overlayfs' form;
 //! * `source`: addresses of images and apps, and the layers that they consist of;
 //! * `files` and `export`, as said above;

@@ -41,7 +41,6 @@ mod plugin;
 pub mod ports;
 mod ranges;
 pub mod route;
-mod run;
 pub mod spec;
 mod state;
 pub mod subnets;

@@ -14,13 +14,13 @@ use crate::Wanted;
 use crate::egress::{Protocol, Rule};
 use crate::outside::Error;
 use crate::ports::{Mapping, Transport};
-use crate::run::Program;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
+use wardian_sys::program::Program;
 
 /// A container's properties with this prefix are told to the plugin, without the prefix.
 const TOLD: &str = "network.";

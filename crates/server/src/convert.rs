@@ -25,12 +25,19 @@ fn zero<T: Display + Default + PartialEq>(field: &str, value: &T) -> Result<(), 
     }
 }
 
-fn image(image: &wire::ImageRef) -> Result<(), Refusal> {
-    zero("image.username", &image.username)?;
-    if image.password.is_empty() {
-        Ok(())
-    } else {
-        Err("image.password: (hidden) is not supported yet".into())
+/// Converts the terms on which an image is had from a registry.
+fn pull(image: &wire::ImageRef) -> Result<engine::PullTerms, Refusal> {
+    let (user, password) = (image.username.clone(), image.password.clone());
+    let when = match image.pull.as_str() {
+        "" => None,
+        text => Some(
+            text.parse().map_err(|why| format!("image.pull: {text:?}: {why}", text = clip(text, SHOWN)))?,
+        ),
+    };
+    match (user.is_empty(), password.is_empty()) {
+        (true, true) => Ok(engine::PullTerms { when, login: None }),
+        (true, false) => Err("image.password: (hidden) needs image.username".into()),
+        (false, _) => Ok(engine::PullTerms { when, login: Some(engine::Login::Basic { user, password }) }),
     }
 }
 
@@ -42,7 +49,7 @@ pub(crate) fn grace(nanoseconds: i64) -> Result<Duration, Refusal> {
 }
 
 pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSpec, Refusal> {
-    image(&spec.image)?;
+    let pull = pull(&spec.image)?;
     let grace_time = grace(spec.grace_time)?;
     let limits = &spec.limits;
     let image = match (spec.image.uri, spec.rootfs) {
@@ -55,6 +62,7 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
     Ok(engine::ContainerSpec {
         handle: spec.handle,
         image,
+        pull,
         privileged: spec.privileged,
         env: spec.env,
         properties: spec.properties,
@@ -150,8 +158,11 @@ pub(crate) fn egress(rule: &engine::Rule) -> wire::NetOutRule {
 }
 
 pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Refusal> {
-    image(&spec.image)?;
+    let pull = pull(&spec.image)?;
     let pea = !spec.image.uri.is_empty();
+    if !pea && (pull.when.is_some() || pull.login.is_some()) {
+        return Err("image: without a uri its other fields have no meaning".into());
+    }
     if !pea && !spec.bind_mounts.is_empty() {
         return Err("Running a process with bind mounts and no image provided is not allowed".into());
     }
@@ -179,6 +190,7 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
         user: spec.user,
         rlimits: spec.rlimits.given().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         image: pea.then_some(spec.image.uri),
+        pull,
         bind_mounts: bind_mounts(spec.bind_mounts)?,
         limits: limits.filter(|_| pea),
         tty: spec.tty.map(|tty| window(&tty.window_size.unwrap_or_default())),
@@ -384,14 +396,18 @@ mod tests {
                 r#"{"limits":{"bandwidth_limits":{"burst":5}}}"#,
                 "limits.bandwidth_limits: a burst of 5 bytes needs a rate",
             ),
-            (r#"{"image":{"password":"secret"}}"#, "image.password: (hidden) is not supported yet"),
+            (r#"{"image":{"password":"secret"}}"#, "image.password: (hidden) needs image.username"),
             (r#"{"bind_mounts":[{"mode":7}]}"#, "bind_mounts.mode: 7 is neither 0 nor 1"),
             (r#"{"rootfs":"a","image":{"uri":"b"}}"#, "Cannot provide both Image.URI and RootFSPath"),
         ] {
             assert_eq!(container(decode(body.as_bytes()).unwrap()).unwrap_err(), says);
         }
         for (body, says) in [
-            (r#"{"image":{"uri":"a","username":"u"}}"#, "image.username: \"u\" is not supported yet"),
+            (r#"{"image":{"username":"u"}}"#, "image: without a uri its other fields have no meaning"),
+            (
+                r#"{"image":{"uri":"a","pull":"x"}}"#,
+                "image.pull: \"x\": expected missing, newer, always or never",
+            ),
             (
                 r#"{"bind_mounts":[{}]}"#,
                 "Running a process with bind mounts and no image provided is not allowed",
@@ -404,7 +420,7 @@ mod tests {
 
     #[test]
     fn errors_repeat_little_and_handles_are_taken_once() {
-        let long = format!(r#"{{"image":{{"username":"{}"}}}}"#, "x".repeat(100_000));
+        let long = format!(r#"{{"image":{{"pull":"{}"}}}}"#, "x".repeat(100_000));
         assert!(container(decode(long.as_bytes()).unwrap()).unwrap_err().len() < 400);
         let long = format!(r#"{{"netout_rules":[{{"networks":[{{"end":"{}"}}]}}]}}"#, "1".repeat(100_000));
         assert!(container(decode(long.as_bytes()).unwrap()).unwrap_err().len() < 400);

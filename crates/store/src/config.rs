@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use wardian_image::registry::Known;
 use wardian_image::{Limits, Settings as Fetching};
 
 use crate::mounts::driver::DiskDriver;
@@ -17,6 +18,8 @@ pub struct Config {
     pub gc_threshold: Option<u64>,
     /// How layers are fetched from registries.
     pub remote: Fetching,
+    /// What this host knows of registries.
+    pub registries: Known,
     /// The limits for one layer and for one image.
     pub limits: Limits,
     /// Whether the layers of OCI layouts are taken as they are ([`wardian_image::Opening::unverified`]).
@@ -30,13 +33,14 @@ pub struct Config {
 
 impl Config {
     /// Returns a configuration without automatic garbage collection or root file systems mounted ahead, with the
-    /// default limits.
+    /// default limits, and without settings or logins of registries.
     pub fn new(root: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
             run: run.into(),
             gc_threshold: None,
             remote: Fetching::default(),
+            registries: Known::default(),
             limits: Limits::default(),
             unverified: false,
             ready_rootfs: 0,

@@ -85,6 +85,28 @@ pub enum Error {
         /// The image as it was asked for.
         uri: String,
     },
+    /// A login came with an image that no registry is asked for.
+    #[error("{uri:?} is not an image at a registry, so a user name and password for it have no meaning")]
+    NoRegistry {
+        /// The image as it was asked for.
+        uri: String,
+    },
+    /// The image is not in the store, and no registry may be asked.
+    #[error(
+        "the image {name:?} is not in the store, and the pull policy `never` forbids to ask a registry for it"
+    )]
+    NotHere {
+        /// The image as it was asked for.
+        name: String,
+    },
+    /// No registry that is searched for a short name has given it.
+    #[error("no registry has given {name:?}{}", each(.failures))]
+    Nowhere {
+        /// The short name.
+        name: String,
+        /// The full names that were tried, and their failures.
+        failures: Vec<(wardian_image::registry::ImageName, Error)>,
+    },
     /// The caller has cancelled it.
     #[error("cancelled")]
     Cancelled,
@@ -146,3 +168,8 @@ pub(crate) fn image_error(uri: &str, source: wardian_image::Error) -> Error {
 
 /// The store's results.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Lists full names and their failures.
+fn each(failures: &[(wardian_image::registry::ImageName, Error)]) -> String {
+    failures.iter().map(|(name, error)| format!("; {name}: {}", wardian_sys::text::chain(error))).collect()
+}

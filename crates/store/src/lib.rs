@@ -9,6 +9,7 @@
 //! ├── images/<digest>.documents         manifest and config of one or more of them
 //! ├── images/<id>/rootfs                where a published root file system is attached
 //! ├── staging/<name>/                   half-made layers, each locked by its maker; without a maker, trash
+//! ├── partial/sha256-<digest>           what is kept of a blob whose fetch ended early
 //! ├── rootfs/<name>/{upper,work}        named by a record in <run>/rootfs, or trash
 //! ├── rootfs/<name>/image               instead of these, with a limit and the driver `image`: a file system with both
 //! └── trash/<name>/                     layers that nobody is given any more, and other trash
@@ -56,6 +57,7 @@ pub use images::image::{self, Documents, Named, Wish};
 pub use images::opened::Image;
 pub use images::progress::{LayerProgress, Phase, Progress};
 pub use images::reference::Reference;
+pub use images::terms::{NoPull, Pull};
 pub use layers::layer;
 pub use layers::owner::Owner;
 pub use mounts::driver::{DiskDriver, Unusable};
@@ -63,6 +65,7 @@ pub use mounts::measure::Measured;
 pub use mounts::ready;
 pub use mounts::rootfs::{self, Rootfs, RootfsSpec};
 pub use store::Store;
+pub use wardian_image::registry::{Known, Login};
 pub use wardian_image::{Host, Limits, Settings as Fetching, Way};
 pub use work::collect::{Collected, Garbage};
 pub use work::erase;

@@ -45,6 +45,7 @@ pub(crate) struct Inner {
     pub(crate) ready: Ready,
     pub(crate) gc_threshold: Option<u64>,
     pub(crate) remote: Remote,
+    pub(crate) registries: wardian_image::registry::Known,
     pub(crate) limits: Limits,
     pub(crate) unverified: bool,
     pub(crate) images: Mutex<HashMap<String, (Identity, Image)>>,

@@ -23,6 +23,7 @@ pub mod packet;
 pub mod pressure;
 pub mod probe;
 pub mod procfs;
+pub mod program;
 pub mod project_quota;
 pub mod seccomp;
 pub mod spawn;

@@ -1,5 +1,7 @@
 //! `wardian image`.
 
+mod registry;
+
 use crate::exit::{self, mistake};
 use crate::print;
 use crate::store::Place;
@@ -77,6 +79,29 @@ enum Command {
         #[arg(long, value_name = "HEX")]
         digest: Option<String>,
     },
+    /// Fetch images from registries; what is there already costs one request
+    Pull {
+        /// Their names: alpine, alpine:3.20, docker.io/library/alpine, HOST:PORT/REPOSITORY@sha256:HEX, docker://…
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Print their ids alone
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// List the tags that a repository has at its registry
+    Tags {
+        /// The repository: alpine, HOST:PORT/REPOSITORY
+        #[arg(value_name = "REPOSITORY")]
+        name: String,
+    },
+    /// Keep a user name and password for a registry, after trying them, in /etc/wardian/auth.json, which the server reads too
+    Login(registry::Login),
+    /// Forget what login has kept for a registry
+    Logout {
+        /// HOST or HOST:PORT; docker.io for Docker Hub
+        #[arg(value_name = "REGISTRY")]
+        registry: String,
+    },
     /// List the images that have a name
     #[command(alias = "list")]
     Ls,
@@ -148,6 +173,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
             place.leave(&store);
             done?;
         }
+        Command::Pull { names, quiet } => return registry::pull(&place, &names, quiet),
+        Command::Tags { name } => registry::tags(&place, &name)?,
+        Command::Login(login) => registry::login(&place, &login)?,
+        Command::Logout { registry } => registry::logout(&registry)?,
         Command::Ls => list(&place)?,
         Command::Inspect { name } => inspect(&place.open_existing()?, &name)?,
         Command::Rm { names, force } => return remove(&place, &names, force),
@@ -168,7 +197,7 @@ pub fn source(text: &str) -> Result<Source> {
     }
     Ok(match Source::detect(Path::new(text)) {
         Err(wardian_image::Error::Missing { .. }) => {
-            bail!("there is no file {text:?}; images cannot be fetched from a registry yet")
+            bail!("there is no file {text:?}; `wardian image pull` fetches images from registries")
         }
         Err(wardian_image::Error::Directory { .. }) => {
             bail!(

@@ -14,7 +14,8 @@ use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
-use wardian_store::{Collected, Config, Garbage, Host, Limits, Progress, Store, Usage};
+use wardian_image::Remote;
+use wardian_store::{Collected, Config, Garbage, Host, Known, Limits, Progress, Store, Usage};
 use wardian_sys::spawn;
 
 /// The default directory of the store.
@@ -48,6 +49,16 @@ pub struct Place {
         value_delimiter = ','
     )]
     layer_hosts: Vec<Host>,
+    /// A registry, HOST or HOST:PORT exactly, whose certificate is not verified, and which may be asked by plain http
+    #[arg(
+        long,
+        value_name = "HOST[:PORT]",
+        env = "WARDIAN_INSECURE_REGISTRY",
+        global = true,
+        help_heading = IMAGES,
+        value_delimiter = ','
+    )]
+    insecure_registry: Vec<String>,
     /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
     #[arg(
         long,
@@ -105,12 +116,20 @@ impl Place {
             run,
             layer_certificates: None,
             layer_hosts: Vec::new(),
+            insecure_registry: Vec::new(),
             max_layer_bytes: None,
             max_image_bytes: None,
             max_image_entries: None,
             max_image_ratio: None,
             json: false,
         }
+    }
+
+    /// Returns what is needed to ask registries.
+    pub fn registries(&self) -> Result<(Known, Remote)> {
+        let config = self.config()?;
+        start_log()?;
+        Ok((config.registries, Remote::new(config.remote)?))
     }
 
     fn config(&self) -> Result<Config> {
@@ -123,6 +142,7 @@ impl Place {
         let mut config = Config::new(absolute(&self.root)?, absolute(&self.run)?);
         config.remote.certificates = self.layer_certificates.as_ref().map(absolute).transpose()?;
         config.remote.layer_hosts.clone_from(&self.layer_hosts);
+        config.registries = registries(&self.insecure_registry)?;
         config.limits = limits([
             self.max_layer_bytes,
             self.max_image_bytes,
@@ -217,9 +237,15 @@ impl Place {
         command.arg(format!("--max-image-entries={max_image_entries}"));
         command.arg(format!("--max-image-ratio={max_ratio}"));
         command.args(config.remote.layer_hosts.iter().map(|host| format!("--layer-hosts={host}")));
+        command.args(self.insecure_registry.iter().map(|host| format!("--insecure-registry={host}")));
         command.args(self.json.then_some("--json")).stdin(Stdio::null());
         Ok(command)
     }
+}
+
+/// Returns what this host knows of registries; these are insecure, too.
+pub fn registries(insecure: &[String]) -> Result<Known> {
+    Known::of_host().with_insecure(insecure).context("registries")
 }
 
 /// Returns the limits of images, from `--max-layer-bytes`, `--max-image-bytes`, `--max-image-entries` and

@@ -28,11 +28,12 @@ pub fn short(name: &str) -> &str {
 
 /// Whether the first part of a name is a registry and not a user of the default one.
 fn has_registry(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(first, _)| {
-        first == "localhost"
-            || first.contains(['.', ':'])
-            || first.bytes().any(|byte| byte.is_ascii_uppercase())
-    })
+    name.split_once('/').is_some_and(|(first, _)| is_registry(first))
+}
+
+/// Whether a name's part before the first slash is a registry and not a namespace of the default one.
+pub(crate) fn is_registry(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// Whether a name could be meant as a file: its short form has no tag, and the extension of an image file.

@@ -94,13 +94,9 @@ impl Registry {
         if !parts(&endpoint.repository) || endpoint.repository.len() > 255 {
             return Err(invalid(&endpoint.repository, "it is no path of a repository").into());
         }
-        if let Some(tag) = &image.tag
-            && (!parts(tag) || tag.contains('/') || tag.len() > 128)
-        {
-            return Err(invalid(tag, "it is no tag").into());
-        }
         // Who knows the registry by its name logs in to that name.
-        let login_to = if endpoint.host == image.endpoint().host { &image.registry } else { &endpoint.host };
+        let login_to =
+            if endpoint.host == Endpoint::of(image).host { image.registry() } else { &endpoint.host };
         let access = Access::new(&endpoint, login, login_to, image.to_string());
         Ok(Self { remote: remote.clone(), endpoint, image: image.to_string(), is_mirror, access })
     }
@@ -248,6 +244,20 @@ impl Registry {
         let (document, ..) =
             self.document(&format!("blobs/{digest}"), "*/*", Some((digest, Some(size))), work)?;
         Ok(document.bytes)
+    }
+
+    /// Has the registry accept the login, by a request for its base (OCI distribution spec, "Determining Support").
+    pub(super) fn greet(mut self, work: Work<'_>) -> Result<(), Error> {
+        self.access.is_for_none();
+        let location = self.at(self.scheme(work)?, "")?;
+        let mut tries = self.tries(work);
+        loop {
+            let ask = Ask { method: Method::GET, location: &location, part: None, accept: None };
+            match tries.ask(&ask) {
+                Ok(_) => return Ok(()),
+                Err(failure) => tries.after(failure, &location)?,
+            }
+        }
     }
 
     /// Asks for the digest of a manifest or an index; `None` if the registry does not give one in this way.

@@ -1,119 +1,136 @@
 //! Images from registries (OCI distribution spec 1.1, docker's registry HTTP API V2).
 //!
-//! A [`Puller`] has an image's name and the endpoints that it may be pulled from: mirrors first, then the registry
-//! itself. Each endpoint is a `client::Registry`, which sends requests by way of `remote`, and answers the registry's
-//! challenges (`challenge`) with credentials or a token (`token`).
+//! [`ImageName`] is an image's full name, [`conf`] says which endpoints it may be pulled from (mirrors first, then the
+//! registry itself), and [`credentials`] finds the logins. A [`Puller`] has all of these. Each endpoint is a
+//! `client::Registry`, which sends requests by way of `remote`, and answers the registry's challenges (`challenge`)
+//! with credentials or a token (`token`).
 
 mod blob;
 mod challenge;
 mod client;
+pub mod conf;
+pub mod credentials;
 mod document;
 #[cfg(fuzzing)]
 pub mod fuzzed;
+pub mod name;
 mod partial;
 mod pull;
 mod token;
 
-use std::fmt;
-
-use crate::digest::Digest;
-
+pub use self::conf::{Endpoint, Registries};
+pub use self::credentials::{Credentials, Login};
+pub use self::name::ImageName;
 pub use self::pull::{Found, Puller};
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::bounds::stop::Stop;
+use crate::bounds::watch::Watch;
+use crate::error::Error;
+use crate::remote::Remote;
 
 pub(crate) use self::blob::RemoteBlob;
 pub(crate) use self::partial::{LEAST, Partial};
 pub(crate) use self::pull::Documents;
 
-/// The registry of images whose name has none.
-const DOCKER: &str = "docker.io";
-/// The host of its API, which is not that of its name.
-const DOCKER_HOST: &str = "registry-1.docker.io";
-
-/// The name of an image at a registry.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ImageName {
-    /// `docker.io`, or `HOST[:PORT]`.
-    pub registry: String,
-    /// Its path, `library/alpine`.
-    pub repository: String,
-    /// The tag; with neither a tag nor a digest it is `latest`.
-    pub tag: Option<String>,
-    /// The digest; the tag then has no meaning.
-    pub digest: Option<Digest>,
+/// What this host knows of registries: its settings and its logins. Files are read when they are needed, so that a
+/// server need not be started again after a change.
+///
+/// The default is a host without files.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// The file of settings.
+    conf: Option<PathBuf>,
+    insecure: Vec<String>,
+    credentials: Credentials,
 }
 
-impl ImageName {
-    /// The endpoint of the registry itself, if nothing is configured for it.
-    pub fn endpoint(&self) -> Endpoint {
-        let host = if self.registry == DOCKER { DOCKER_HOST } else { &self.registry };
-        Endpoint {
-            host: host.to_owned(),
-            repository: self.repository.clone(),
-            insecure: false,
-            digests_only: false,
-            tags_only: false,
-        }
+impl Known {
+    /// The files of this host.
+    pub fn of_host() -> Self {
+        Self { conf: Some(conf::path()), insecure: Vec::new(), credentials: Credentials::of_host() }
     }
 
-    /// The tag or the digest, as in a URL.
-    fn reference(&self) -> String {
-        match (&self.digest, &self.tag) {
-            (Some(digest), _) => digest.to_string(),
-            (None, Some(tag)) => tag.clone(),
-            (None, None) => "latest".to_owned(),
-        }
+    /// These files; `None`: no settings.
+    pub fn of(conf: Option<PathBuf>, credentials: Credentials) -> Self {
+        Self { conf, insecure: Vec::new(), credentials }
     }
-}
 
-impl fmt::Display for ImageName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.registry, self.repository)?;
-        if let Some(tag) = &self.tag {
-            write!(f, ":{tag}")?;
-        }
-        match &self.digest {
-            Some(digest) => write!(f, "@{digest}"),
-            None => Ok(()),
-        }
+    /// Adds hosts, `HOST` or `HOST:PORT`, whose certificates are not verified, and which may be asked by plain http.
+    ///
+    /// # Errors
+    /// One of them is no host.
+    pub fn with_insecure(mut self, hosts: &[String]) -> Result<Self, Error> {
+        self.insecure.extend_from_slice(hosts);
+        Registries::default().with_insecure(&self.insecure)?;
+        Ok(self)
     }
-}
 
-/// A registry or a mirror of it, and the repository of an image there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The authority of its URLs: `HOST[:PORT]`.
-    pub host: String,
-    /// The repository there, which may differ from that of the image's name.
-    pub repository: String,
-    /// Whether its certificate is not verified, and whether it is spoken to without TLS if it does not speak TLS. It
-    /// may also go without TLS if it is on the loopback interface.
-    pub insecure: bool,
-    /// Whether it is asked only for images named by digest (`pull-from-mirror = "digest-only"`).
-    pub digests_only: bool,
-    /// Whether it is asked only for images named by tag (`pull-from-mirror = "tag-only"`).
-    pub tags_only: bool,
-}
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// [`Error::Registries`].
+    pub fn registries(&self) -> Result<Registries, Error> {
+        let read = self.conf.as_deref().map_or_else(|| Ok(Registries::default()), Registries::load);
+        Ok(read?.with_insecure(&self.insecure)?)
+    }
 
-/// Credentials for an endpoint.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Login {
-    /// A user and a password.
-    Basic {
-        /// The user.
-        user: String,
-        /// The password.
-        password: String,
-    },
-    /// An identity token, which a token server exchanges for a token (OAuth 2's refresh token).
-    Identity(String),
-}
+    /// The logins.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
 
-/// Shows no secrets.
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Basic { user, .. } => f.debug_struct("Basic").field("user", user).finish_non_exhaustive(),
-            Self::Identity(_) => f.debug_tuple("Identity").finish_non_exhaustive(),
-        }
+    /// Returns the endpoints of an image, each with its login. A `login` that comes with the request is for the
+    /// image's registry alone, and none of this host's is used then: whoever asks as somebody gets what that one gets.
+    ///
+    /// # Errors
+    /// [`Error::Registries`], for instance if it is blocked; [`Error::Login`].
+    pub fn endpoints(
+        &self,
+        name: &ImageName,
+        login: Option<&Login>,
+    ) -> Result<Vec<(Endpoint, Option<Login>)>, Error> {
+        let own = Endpoint::of(name);
+        let with_login = |endpoint: Endpoint| {
+            let is_own = endpoint.host == own.host;
+            let login = match login {
+                Some(login) => is_own.then(|| login.clone()),
+                None if is_own => self.credentials.find(name.registry(), &endpoint.repository)?,
+                None => self.credentials.find(&endpoint.host, &endpoint.repository)?,
+            };
+            Ok((endpoint, login))
+        };
+        self.registries()?.endpoints(name)?.into_iter().map(with_login).collect()
+    }
+
+    /// Asks a registry whether it accepts a login.
+    ///
+    /// # Errors
+    /// It does not, or does not answer; the text is no registry.
+    pub fn try_login(
+        &self,
+        remote: &Remote,
+        registry: &str,
+        login: &Login,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), Error> {
+        let name = ImageName::parse(&format!("{}/login", credentials::checked(registry)?))?;
+        // The last one is the registry itself; mirrors have logins of their own.
+        let own = self.endpoints(&name, Some(login))?.pop();
+        let (endpoint, login) = own.unwrap_or_else(|| (Endpoint::of(&name), Some(login.clone())));
+        let watch = Watch::default();
+        let stop = Stop::or(&watch, cancelled);
+        let work = client::Work { stop: &stop, since: Instant::now() };
+        client::Registry::new(remote, &name, endpoint, login, false)?.greet(work)
+    }
+
+    /// Returns what pulls the image.
+    ///
+    /// # Errors
+    /// As [`Known::endpoints`]; an endpoint is none.
+    pub fn puller(&self, remote: &Remote, name: &ImageName, login: Option<&Login>) -> Result<Puller, Error> {
+        Puller::new(remote, name.clone(), self.endpoints(name, login)?)
     }
 }

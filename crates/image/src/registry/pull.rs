@@ -51,19 +51,16 @@ pub(crate) struct Documents {
 }
 
 impl Puller {
-    /// Takes the endpoints in the order in which they are tried, each with its own credentials. Those for the other
-    /// kind of name, by digest or by tag, are left out. Nothing is connected yet.
+    /// Takes the endpoints in the order in which they are tried, each with its own credentials. Nothing is connected
+    /// yet.
     ///
     /// # Errors
     /// [`RegistryError::Name`]; [`RegistryError::Nowhere`] if no endpoint is left.
     pub fn new(
         remote: &Remote,
         name: ImageName,
-        mut endpoints: Vec<(Endpoint, Option<Login>)>,
+        endpoints: Vec<(Endpoint, Option<Login>)>,
     ) -> Result<Self, Error> {
-        let by_digest = name.digest.is_some();
-        endpoints
-            .retain(|(endpoint, _)| !(if by_digest { endpoint.tags_only } else { endpoint.digests_only }));
         let count = endpoints.len();
         if count == 0 {
             let (image, source) = (name.to_string(), Box::new(RegistryError::Nowhere.into()));
@@ -89,8 +86,8 @@ impl Puller {
     /// [`Error::Registry`], [`Error::Cancelled`].
     pub fn find(&self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<Found, Error> {
         let name = &self.0.name;
-        if let Some(digest) = name.digest.clone() {
-            return Ok(Found { digest, host: name.endpoint().host });
+        if let Some(digest) = name.digest().cloned() {
+            return Ok(Found { digest, host: Endpoint::of(name).host });
         }
         let watch = Watch::default();
         let stop = Stop::or(&watch, cancelled);
@@ -136,7 +133,7 @@ impl Puller {
     fn manifest(&self, work: Work<'_>) -> Result<(Digest, Vec<u8>, Manifest, usize), Error> {
         let name = &self.0.name;
         let (mut from, mut document) = self.each(0, |at, registry| {
-            let document = registry.manifest(&name.reference(), name.digest.as_ref(), work)?;
+            let document = registry.manifest(&name.reference(), name.digest(), work)?;
             self.kind(&document).map(|kind| (at, (document, kind)))
         })?;
         let top = document.0.digest.clone();

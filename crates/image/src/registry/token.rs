@@ -34,8 +34,8 @@ pub(super) struct Access {
     login_to: String,
     /// The image, for errors.
     image: String,
-    /// What the token is for.
-    scope: String,
+    /// What the token is for; `None`: for nothing but to see whether it is given.
+    scope: Option<String>,
     is_insecure: bool,
     grant: Mutex<Option<Grant>>,
 }
@@ -73,10 +73,15 @@ impl Access {
             host: endpoint.host.clone(),
             login_to: login_to.to_owned(),
             image,
-            scope: format!("repository:{}:pull", endpoint.repository),
+            scope: Some(format!("repository:{}:pull", endpoint.repository)),
             is_insecure: endpoint.insecure,
             grant: Mutex::new(None),
         }
+    }
+
+    /// Has tokens asked for that are for no repository.
+    pub(super) fn is_for_none(&mut self) {
+        self.scope = None;
     }
 
     /// Takes the lock, which another thread may hold while it waits for a token server.
@@ -214,7 +219,7 @@ impl Access {
                     &[
                         ("grant_type", "refresh_token"),
                         ("service", service.unwrap_or(&self.host)),
-                        ("scope", &self.scope),
+                        ("scope", self.scope.as_deref().unwrap_or_default()),
                         ("client_id", "wardian"),
                         ("refresh_token", token),
                     ],
@@ -233,7 +238,9 @@ impl Access {
                     if let Some(service) = service {
                         query.append_pair("service", service);
                     }
-                    query.append_pair("scope", &self.scope);
+                    if let Some(scope) = &self.scope {
+                        query.append_pair("scope", scope);
+                    }
                     if let Some((user, _)) = basic {
                         query.append_pair("account", user);
                     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::image::Image;
 use super::query::without_secrets;
@@ -14,7 +15,7 @@ use crate::format::archive;
 use crate::format::oci::Layout;
 use crate::format::plain::{Opening, Plain, compression};
 use crate::format::reference::split_tag;
-use crate::registry::{Endpoint, ImageName, Login, Puller};
+use crate::registry::{Endpoint, Found, ImageName, Login, Puller};
 use crate::remote::Remote;
 
 /// The address of an image.
@@ -60,6 +61,20 @@ struct AtRegistry {
     name: ImageName,
     /// Where it is pulled from, if that was said: another way to the same image.
     endpoints: Option<Vec<(Endpoint, Option<Login>)>>,
+    /// Kept, because it knows the registry's scheme and has its token.
+    puller: OnceLock<Puller>,
+}
+
+impl AtRegistry {
+    fn puller(&self, remote: &Remote) -> Result<&Puller, Error> {
+        if let Some(puller) = self.puller.get() {
+            return Ok(puller);
+        }
+        let own = || vec![(Endpoint::of(&self.name), None)];
+        let endpoints = self.endpoints.clone().unwrap_or_else(own);
+        let puller = Puller::new(remote, self.name.clone(), endpoints)?;
+        Ok(self.puller.get_or_init(|| puller))
+    }
 }
 
 impl PartialEq for AtRegistry {
@@ -78,6 +93,8 @@ pub enum Way {
     Short,
     /// All of a directory tree is scanned.
     Tree,
+    /// A registry is asked, which may take long to answer.
+    Registry,
     /// A compressed file, which may have to be decompressed as a whole: [`Source::is_packed`].
     Compressed,
 }
@@ -105,8 +122,12 @@ impl Source {
         match scheme {
             "" if path.len() == uri.len() => {}
             "tar" | "file" | "oci" | "oci-archive" | "docker-archive" => {}
-            "docker" => return Err(Error::Unsupported { what: "the scheme docker://".into() }),
-            _ => return invalid("unknown scheme; known are tar, file, oci, oci-archive and docker-archive"),
+            "docker" => return Ok(Self::of_registry(ImageName::of_uri(uri)?)),
+            _ => {
+                return invalid(
+                    "unknown scheme; known are docker, tar, file, oci, oci-archive and docker-archive",
+                );
+            }
         }
         if !path.starts_with('/') {
             return invalid("the path must be absolute");
@@ -141,7 +162,7 @@ impl Source {
     /// An image at a registry. It is pulled from the registry itself, without credentials, unless
     /// [`Source::pulled_from`] says otherwise.
     pub fn of_registry(name: ImageName) -> Self {
-        Self::at(Place::Registry(Box::new(AtRegistry { name, endpoints: None })))
+        Self::at(Place::Registry(Box::new(AtRegistry { name, endpoints: None, puller: OnceLock::new() })))
     }
 
     /// Returns the name of an image at a registry; `None` for other images.
@@ -156,9 +177,24 @@ impl Source {
     #[must_use]
     pub fn pulled_from(mut self, endpoints: Vec<(Endpoint, Option<Login>)>) -> Self {
         if let Place::Registry(at) = &mut self.place {
-            at.endpoints = Some(endpoints);
+            (at.endpoints, at.puller) = (Some(endpoints), OnceLock::new());
         }
         self
+    }
+
+    /// Asks a registry which digest the image's name stands for; `None` for other images.
+    ///
+    /// # Errors
+    /// As [`Puller::find`].
+    pub fn find(
+        &self,
+        remote: &Remote,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Option<Found>, Error> {
+        match &self.place {
+            Place::Registry(at) => at.puller(remote)?.find(cancelled).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn at(place: Place) -> Self {
@@ -233,11 +269,7 @@ impl Source {
                 oci::open(Layout::in_archive(Path::new(file), opening)?, tag.as_deref(), remote)
             }
             Place::DockerArchive { file, name } => docker::open(Path::new(file), name.as_deref(), opening),
-            Place::Registry(at) => {
-                let own = || vec![(at.name.endpoint(), None)];
-                let endpoints = at.endpoints.clone().unwrap_or_else(own);
-                Puller::new(remote, at.name.clone(), endpoints)?.open(opening)
-            }
+            Place::Registry(at) => at.puller(remote)?.open(opening),
         }
     }
 
@@ -264,7 +296,8 @@ impl Source {
             | Place::OciArchive { file: path, .. }
             | Place::DockerArchive { file: path, .. } => Path::new(path),
             Place::Tree(_) => return Way::Tree,
-            Place::Tar(_) | Place::Oci { .. } | Place::Registry(_) => return Way::Short,
+            Place::Tar(_) | Place::Oci { .. } => return Way::Short,
+            Place::Registry(_) => return Way::Registry,
         };
         if path.is_dir() {
             return if is_layout(path) { Way::Short } else { Way::Tree };

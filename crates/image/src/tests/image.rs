@@ -32,9 +32,14 @@ fn sources() {
     ] {
         assert_eq!(Source::parse(uri).unwrap().state_file().unwrap(), Path::new(file));
     }
-    assert!(
-        matches!(Source::parse("docker:///busybox"), Err(Error::Unsupported { what }) if what.contains("docker"))
-    );
+    for (uri, full) in [
+        ("docker:///busybox#1.37.0", "docker://docker.io/library/busybox:1.37.0"),
+        ("docker://reg.x:5000/a/b", "docker://reg.x:5000/a/b:latest"),
+    ] {
+        let source = Source::parse(uri).unwrap();
+        assert_eq!((source.to_uri().as_str(), source.state_file()), (full, None));
+        assert_eq!(Source::parse(full).unwrap(), source);
+    }
     for text in [
         "",
         "a.tar",

@@ -16,7 +16,6 @@ pub use result::{Made, parse};
 #[cfg(fuzzing)]
 pub use result::{failure, versions};
 
-use crate::run::Program;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -25,6 +24,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wardian_sys::directory;
+use wardian_sys::program::Program;
 use wardian_sys::text::{chain, clip, tame};
 
 /// The name of the interface in a container.

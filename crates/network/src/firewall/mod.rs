@@ -39,7 +39,7 @@ pub enum Error {
     NoNft,
     /// nft could not be run.
     #[error("cannot run nft")]
-    Nft(#[source] crate::run::Error),
+    Nft(#[source] wardian_sys::program::Error),
     /// nft has refused the rules.
     #[error("nft cannot load the firewall's rules ({status}): {text}")]
     Skeleton {

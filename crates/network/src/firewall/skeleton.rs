@@ -2,12 +2,12 @@
 
 use super::Error;
 use super::program::Policy;
-use crate::run::{self, Program};
 use ipnet::IpNet;
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
+use wardian_sys::program::{self, Program};
 
 /// nft waits for other programs that change the firewall, and takes milliseconds by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,7 +90,7 @@ pub(crate) fn load(script: &str) -> Result<(), Error> {
         let nft = Program { path, args: &args, env: &[], input: script.as_bytes(), patience: PATIENCE };
         let output = match nft.run() {
             Ok(output) => output,
-            Err(run::Error::Start { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+            Err(program::Error::Start { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::Nft(error)),
         };
         if !output.status.success() {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
 /// The directories of a store, those that use layers before those that hold them.
-pub(crate) const DIRECTORIES: [&str; 5] = ["rootfs", "staging", "layers", "images", "trash"];
+pub(crate) const DIRECTORIES: [&str; 6] = ["rootfs", "staging", "partial", "layers", "images", "trash"];
 /// The directory of what was set up for callers of GrootFS: the id mappings of their root file systems.
 pub(crate) const META: &str = "meta";
 /// The file that says which versions of the program may touch the store.
@@ -65,7 +65,8 @@ pub(crate) fn write_file_durable(dir: impl AsFd, name: &str, text: &str) -> std:
     replace(dir.as_fd(), name, text, true)
 }
 
-fn replace(dir: BorrowedFd<'_>, name: &str, text: &str, sync: bool) -> std::io::Result<()> {
+/// As [`write_file_durable`], if `sync`; otherwise a power cut may leave the old content, the new, or none.
+pub(crate) fn replace(dir: BorrowedFd<'_>, name: &str, text: &str, sync: bool) -> std::io::Result<()> {
     let new = format!(".{name}.{}", uuid::Uuid::new_v4().simple());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(rustix::fs::openat(dir, &new, flags, Mode::RUSR | Mode::WUSR)?);

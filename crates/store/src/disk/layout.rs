@@ -104,6 +104,8 @@ pub(crate) struct Layout {
     /// The records of named images.
     pub(crate) images: OwnedFd,
     pub(crate) staging: OwnedFd,
+    /// Parts of blobs whose fetch ended early.
+    pub(crate) partial: OwnedFd,
     pub(crate) rootfs: OwnedFd,
     /// Whether each new directory in `rootfs` is put into a block group of its own.
     pub(crate) spreads: bool,

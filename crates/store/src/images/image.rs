@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::{Access, AtFlags, FlockOperation};
 use rustix::io::Errno;
@@ -23,9 +23,9 @@ const SUFFIX: &str = ".json";
 const DOCUMENTS: &str = ".documents";
 /// How often a record is read if its documents are missing, which happens when another image gets the name meanwhile.
 const TRIES: usize = 5;
-/// The maximum length of a name in bytes. The name of its file may be three times as long, and the limit there is
-/// 255.
-const MAX_NAME: usize = 80;
+/// The maximum length of a name in bytes, as its file is named: with three for each slash. A file name may have 255,
+/// of which some are for the suffix and for the temporary file that replaces it.
+const MAX_NAME: usize = 200;
 
 /// Why an operation on a name failed.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ const MAX_NAME: usize = 80;
 pub enum Error {
     /// The name is invalid.
     #[error(
-        "{name:?} is no name for an image: use up to {MAX_NAME} letters, digits and . _ - : / @, \
+        "{name:?} is no name for an image: use up to {MAX_NAME} letters, digits and . _ - : / @ (a slash counts as three), \
          starting with a letter or a digit"
     )]
     Invalid {
@@ -132,7 +132,8 @@ struct Entry {
 pub fn check(name: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@".contains(&byte);
     let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if !begins || name.len() > MAX_NAME || !name.bytes().all(plain) || name.contains("://") {
+    let length = name.len() + 2 * name.bytes().filter(|byte| *byte == b'/').count();
+    if !begins || length > MAX_NAME || !name.bytes().all(plain) || name.contains("://") {
         return Err(Error::Invalid { name: name.chars().take(300).collect() });
     }
     Ok(())
@@ -239,6 +240,9 @@ pub enum Wish {
     Operator,
     /// The source, whose content the image's author controls: it cannot take a name that another image has.
     Source,
+    /// Whoever had it pulled from the registry that the name is of: the tag may stand for another image now. The record
+    /// is not worth a wait for the disk.
+    Pulled,
 }
 
 impl Named {
@@ -253,7 +257,8 @@ impl Named {
     }
 }
 
-/// Names an image; returns the image that had the name before, if it was another one. Waits for the disk.
+/// Names an image; returns the image that had the name before, if it was another one. Waits for the disk, unless it
+/// was pulled.
 pub(crate) fn save(
     layout: &Layout,
     mut image: Named,
@@ -261,7 +266,7 @@ pub(crate) fn save(
     wish: Wish,
 ) -> Result<Option<Named>, Error> {
     match wish {
-        Wish::Operator => check(&image.name)?,
+        Wish::Operator | Wish::Pulled => check(&image.name)?,
         Wish::Source => check_brought(&image.name)?,
     }
     let _turn = turn(layout, &image.name)?;
@@ -273,11 +278,12 @@ pub(crate) fn save(
             // The record keeps even its old source, because the layers may be fetched again from it.
             (Wish::Source, true) => return Ok(None),
             (Wish::Source, false) => return Err(old.taken()),
-            (Wish::Operator, _) => image.pinned = old.pinned,
+            (Wish::Operator | Wish::Pulled, _) => image.pinned = old.pinned,
         }
     }
-    let entry = Entry { documents: keep(layout, &image.name, documents)?, image };
-    write(layout, &entry)?;
+    let wait = wish != Wish::Pulled;
+    let entry = Entry { documents: keep(layout, &image.name, documents, wait)?, image };
+    write(layout, &entry, wait)?;
     if old.is_some() {
         sweep_in_turn(layout);
     }
@@ -299,15 +305,15 @@ pub(crate) fn change(layout: &Layout, name: &str, change: impl FnOnce(&mut Named
     if entry.documents.is_none() {
         let own = serde_json::from_str(&text)
             .map_err(|error| Error::Record { name: name.to_owned(), source: error.into() })?;
-        entry.documents = keep(layout, name, &own)?;
+        entry.documents = keep(layout, name, &own, true)?;
     }
     change(&mut entry.image);
-    write(layout, &entry)
+    write(layout, &entry, true)
 }
 
 /// Writes the documents beside the records, unless they are there already; returns their digest, or `None` for empty
 /// ones.
-fn keep(layout: &Layout, name: &str, documents: &Documents) -> Result<Option<String>, Error> {
+fn keep(layout: &Layout, name: &str, documents: &Documents, wait: bool) -> Result<Option<String>, Error> {
     if *documents == Documents::default() {
         return Ok(None);
     }
@@ -317,16 +323,16 @@ fn keep(layout: &Layout, name: &str, documents: &Documents) -> Result<Option<Str
     let file = documents_file(&digest);
     // A file that the disk has damaged is written again.
     if !files::read_file(&layout.images, &file).is_ok_and(|there| there == text) {
-        files::write_file_durable(&layout.images, &file, &text).map_err(failed)?;
+        files::replace(layout.images.as_fd(), &file, &text, wait).map_err(failed)?;
     }
     Ok(Some(digest))
 }
 
-fn write(layout: &Layout, entry: &Entry) -> Result<(), Error> {
+fn write(layout: &Layout, entry: &Entry, wait: bool) -> Result<(), Error> {
     let name = &entry.image.name;
     let failed = |source| Error::Record { name: name.clone(), source };
     let text = serde_json::to_string(entry).map_err(|error| failed(error.into()))?;
-    files::write_file_durable(&layout.images, &file_name(name), &text).map_err(failed)
+    files::replace(layout.images.as_fd(), &file_name(name), &text, wait).map_err(failed)
 }
 
 /// Deletes documents that no record refers to.
@@ -425,8 +431,8 @@ mod tests {
         for good in ["busybox", "reg.example:5000/a/b:1.2_3", "a@sha256:0f"] {
             check(good).unwrap();
         }
-        let long = "a".repeat(MAX_NAME + 1);
-        for bad in ["", "/x.tar", "oci://x", "../a", "-a", "a b", "a\n", "ä", "a%2F", long.as_str()] {
+        let (long, deep) = ("a".repeat(MAX_NAME + 1), format!("a{}", "/a".repeat(MAX_NAME / 4)));
+        for bad in ["", "/x.tar", "oci://x", "../a", "-a", "a b", "a\n", "ä", "a%2F", &long, &deep] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
         for digest in

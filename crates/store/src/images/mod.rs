@@ -5,3 +5,4 @@ pub mod image;
 pub(crate) mod opened;
 pub(crate) mod progress;
 pub(crate) mod reference;
+pub(crate) mod terms;

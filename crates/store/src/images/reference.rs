@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use wardian_image::registry::Login;
 use wardian_image::{App, Source, Way};
 
 use super::image;
-use crate::error::{Result, image_error};
+use super::terms::{Pull, Terms};
+use crate::error::{Error, Result, image_error};
 
 /// A reference to an image: its name in the store, or the address of a source as [`Source::parse`] understands it;
 /// with an app on top as in [`App`].
@@ -17,6 +19,7 @@ pub struct Reference {
     text: String,
     pub(crate) below: Below,
     pub(crate) app: Option<App>,
+    pub(crate) terms: Terms,
 }
 
 /// The image below the app, or the whole image.
@@ -55,7 +58,36 @@ impl Reference {
             Some((base, app)) => (Below::parse(&base)?, Some(app)),
             None => (Below::parse(text)?, None),
         };
-        Ok(Self { text: text.to_owned(), below, app })
+        Ok(Self { text: text.to_owned(), below, app, terms: Terms::default() })
+    }
+
+    /// Says when a registry is asked for the image. Without it a name is one in the store, and an address of a registry
+    /// is asked for each time.
+    #[must_use]
+    pub fn pulled(mut self, pull: Pull) -> Self {
+        self.terms.pull = Some(pull);
+        self
+    }
+
+    /// Says as whom the image's registry is asked. The image gets no name in the store then, under which others could
+    /// have it.
+    ///
+    /// # Errors
+    /// [`Error::NoRegistry`]: no registry will be asked, so the login has no meaning.
+    pub fn with_login(mut self, login: Login) -> Result<Self> {
+        if !self.is_pulled() {
+            return Err(Error::NoRegistry { uri: self.shown() });
+        }
+        self.terms.login = Some(login);
+        Ok(self)
+    }
+
+    /// Whether the image, or the one below its app, may have to be pulled from a registry.
+    pub fn is_pulled(&self) -> bool {
+        match &self.below {
+            Below::Source(_, source) => source.image_name().is_some(),
+            Below::Name(_) => self.terms.pull.is_some(),
+        }
     }
 
     /// Returns the text that was parsed, which may contain credentials.
@@ -77,7 +109,7 @@ impl Reference {
     /// store, which needs no separate opening. The call is cheap.
     pub fn way(&self) -> Option<Way> {
         match &self.below {
-            Below::Name(_) => None,
+            Below::Name(_) => self.is_pulled().then_some(Way::Registry),
             Below::Source(_, source) => Some(source.way()),
         }
     }

@@ -3,3 +3,4 @@
 pub(crate) mod durable;
 pub mod layer;
 pub(crate) mod owner;
+pub(crate) mod partial;

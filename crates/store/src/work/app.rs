@@ -23,7 +23,7 @@ impl Inner {
         progress: &Progress,
     ) -> Result<Image> {
         for _ in 0..TRIES {
-            let below = self.image_below(&reference.below, progress)?;
+            let below = self.image_below(reference, progress)?;
             if let Some(image) = self.with_app(reference.text(), &below, app, progress)? {
                 return Ok(image);
             }

@@ -92,6 +92,7 @@ impl Store {
                 ready: Ready::new(if role == Role::Server { config.ready_rootfs } else { 0 }, open::most()),
                 gc_threshold: config.gc_threshold,
                 remote,
+                registries: config.registries.clone(),
                 limits: config.limits,
                 unverified: config.unverified,
                 images: Mutex::default(),
@@ -167,7 +168,8 @@ impl Store {
         let mut replaced = None;
         for _ in 0..fetch::TRIES {
             let image = self.0.image(reference, progress)?;
-            replaced = self.0.name(name, reference, &image, wish)?.or(replaced);
+            let source = reference.text();
+            replaced = self.0.name(name, source, reference.app.as_ref(), &image, wish)?.or(replaced);
             failpoint::reach(Point::Named);
             // A garbage collection that did not see the name may have collected a layer.
             if self.is_in_place(&image) {

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::failpoints::Point;
 use crate::images::image::{self, Named};
 use crate::layers::layer::{self, Record, State};
+use crate::layers::partial::{self, Which};
 use crate::mounts::reaper::Place;
 use crate::store::Inner;
 
@@ -47,6 +48,8 @@ pub struct Collected {
     pub images: Vec<String>,
     /// The bytes that are freed once the reaper has deleted the layers.
     pub freed_bytes: u64,
+    /// Bytes of blobs whose fetch ended early, which are freed, too.
+    pub partial_bytes: u64,
     /// The bytes of the layers that stay.
     pub kept_bytes: u64,
     /// Of those, the bytes that must not be collected: used by root file systems, pinned, or of named images that
@@ -80,6 +83,9 @@ impl Inner {
         let done = self
             .choose(&images, garbage, only, &mut |record| self.condemn(&record.chain_id, &record.instance));
         let mut done = done?;
+        if only.is_none() {
+            done.partial_bytes = partial::sweep(&self.layout, Which::All, false);
+        }
         for name in std::mem::take(&mut done.images) {
             match image::remove(&self.layout, &name) {
                 Ok(()) => done.images.push(name),
@@ -98,7 +104,9 @@ impl Inner {
 
     /// Returns what [`Inner::collect`] would collect now.
     pub(crate) fn garbage(&self, garbage: Garbage) -> Result<Collected> {
-        self.choose(&image::all(&self.layout)?, garbage, None, &mut |_| Ok(()))
+        let mut found = self.choose(&image::all(&self.layout)?, garbage, None, &mut |_| Ok(()))?;
+        found.partial_bytes = partial::sweep(&self.layout, Which::All, true);
+        Ok(found)
     }
 
     /// Chooses the unused layers to collect, calls `take` for each, and lists the named images that lose layers.

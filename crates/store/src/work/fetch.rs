@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use wardian_image::Identity;
+use wardian_image::registry::ImageName;
+use wardian_image::{App, Identity};
 
 use crate::disk::record::now_ms;
 use crate::error::{Error, Result, image_error};
@@ -42,9 +43,11 @@ pub enum Opened {
 /// An image whose manifest was read, and whose layers are to be fetched.
 #[derive(Debug)]
 pub struct ToFetch {
-    uri: String,
-    identity: Option<Identity>,
-    image: wardian_image::Image,
+    pub(crate) uri: String,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) image: wardian_image::Image,
+    /// The name that it gets, if it comes from a registry.
+    pub(crate) pulled: Option<ImageName>,
 }
 
 impl Opened {
@@ -132,13 +135,16 @@ impl Inner {
         self.begin()?;
         match &reference.app {
             Some(app) => self.image_with_app(reference, app, progress),
-            None => self.image_below(&reference.below, progress),
+            None => self.image_below(reference, progress),
         }
     }
 
     /// Returns the image, or the base image of an app, after fetching its missing layers.
-    pub(crate) fn image_below(&self, below: &Below, progress: &Progress) -> Result<Image> {
-        match below {
+    pub(crate) fn image_below(&self, reference: &Reference, progress: &Progress) -> Result<Image> {
+        if reference.is_pulled() {
+            return self.fetch_opened(&self.open_pulled(reference, progress)?, progress);
+        }
+        match &reference.below {
             Below::Name(name) => {
                 let (named, documents) = image::read_whole(&self.layout, name)?;
                 if let Some(image) = self.named(&named, &documents)? {
@@ -184,8 +190,11 @@ impl Inner {
     /// Reads what is needed to know the layers of an image, or of the base image of an app.
     fn open(&self, reference: &Reference, progress: &Progress) -> Result<Opened> {
         self.begin()?;
+        if reference.is_pulled() {
+            return self.open_pulled(reference, progress);
+        }
         let (uri, source) = match &reference.below {
-            below @ Below::Name(_) => return Ok(Opened::Here(Box::new(self.image_below(below, progress)?))),
+            Below::Name(_) => return Ok(Opened::Here(Box::new(self.image_below(reference, progress)?))),
             Below::Source(uri, source) => (uri, source),
         };
         let identity = source.state();
@@ -200,12 +209,12 @@ impl Inner {
         {
             return Ok(Opened::Here(Box::new(image)));
         }
-        Ok(Opened::ToFetch(Box::new(ToFetch { uri: uri.clone(), identity, image })))
+        Ok(Opened::ToFetch(Box::new(ToFetch { uri: uri.clone(), identity, image, pulled: None })))
     }
 
     /// Returns the opened image, after fetching its missing layers.
     pub(crate) fn fetch_opened(&self, opened: &Opened, progress: &Progress) -> Result<Image> {
-        let ToFetch { uri, identity, image } = match opened {
+        let ToFetch { uri, identity, image, pulled } = match opened {
             Opened::Here(image) => return Ok(Image::clone(image)),
             Opened::ToFetch(opened) => &**opened,
         };
@@ -214,7 +223,16 @@ impl Inner {
         let key = format!("{identity:?} {} {uri}", image.id);
         self.opening.run(&key, &|| progress.is_cancelled(), || match self.cached(uri, identity.as_ref()) {
             Some(image) => Ok(image),
-            None => self.fetch(uri, image, identity.as_ref(), progress),
+            None => {
+                for _ in 0..TRIES {
+                    let fetched = self.fetch(uri, image, identity.as_ref(), progress)?;
+                    let (Some(name), Some(digest)) = (pulled, &image.digest) else { return Ok(fetched) };
+                    if self.name_pulled(name, digest, &fetched)? {
+                        return Ok(fetched);
+                    }
+                }
+                Err(Error::Collected { uri: uri.clone() })
+            }
         })
     }
 
@@ -222,6 +240,7 @@ impl Inner {
     pub(crate) fn at_hand(&self, reference: &Reference) -> Result<Option<Image>> {
         self.begin()?;
         let below = match &reference.below {
+            _ if reference.is_pulled() => self.pulled_at_hand(reference)?,
             Below::Name(name) => {
                 let (named, documents) = image::read_whole(&self.layout, name)?;
                 self.named(&named, &documents)?
@@ -237,15 +256,16 @@ impl Inner {
     pub(crate) fn name(
         &self,
         name: &str,
-        reference: &Reference,
+        source: &str,
+        app: Option<&App>,
         image: &Image,
         wish: Wish,
     ) -> Result<Option<Named>> {
         let text = |bytes: &Option<Vec<u8>>| bytes.clone().map(|b| String::from_utf8_lossy(&b).into_owned());
-        let (id, config) = self.ordinary(reference.app.as_ref(), image)?;
+        let (id, config) = self.ordinary(app, image)?;
         let named = Named {
             name: name.to_owned(),
-            source: reference.text().to_owned(),
+            source: source.to_owned(),
             id,
             layers: image.chain_ids(),
             pinned: false,
@@ -255,7 +275,7 @@ impl Inner {
         Ok(image::save(&self.layout, named, &documents, wish)?)
     }
 
-    fn read(
+    pub(crate) fn read(
         &self,
         uri: &str,
         source: &wardian_image::Source,
@@ -266,7 +286,7 @@ impl Inner {
             dir: Some(self.layout.staging.as_fd()),
             cancelled,
             unverified: self.unverified,
-            partial: None,
+            partial: Some(self.layout.partial.as_fd()),
         };
         source.open_in(&self.remote, &opening).map_err(|error| image_error(uri, error))
     }
@@ -301,7 +321,7 @@ impl Inner {
     }
 
     /// Returns a named image; `None` if one of its layers is not in the store.
-    fn named(&self, named: &Named, documents: &Documents) -> Result<Option<Image>> {
+    pub(crate) fn named(&self, named: &Named, documents: &Documents) -> Result<Option<Image>> {
         self.check_layers(&named.name, named.layers.len())?;
         let layers = named.layers.iter().map(|chain| self.present(chain)).collect::<Result<Option<_>>>()?;
         let Some(layers) = layers else { return Ok(None) };

@@ -11,6 +11,7 @@ pub(crate) mod fetch;
 pub(crate) mod open;
 pub(crate) mod opening;
 pub(crate) mod publish;
+pub(crate) mod pull;
 pub(crate) mod recover;
 pub(crate) mod steward;
 pub(crate) mod usage;

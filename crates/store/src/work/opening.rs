@@ -48,6 +48,7 @@ impl Layout {
             layers: part("layers")?,
             images: root.searchable("images").map(OwnedFd::from).map_err(made)?,
             staging: part("staging")?,
+            partial: part("partial")?,
             rootfs,
             spreads,
             trash: part("trash")?,

@@ -13,6 +13,7 @@ use crate::disk::layout;
 use crate::error::{Error, Result};
 use crate::images::progress::Progress;
 use crate::layers::layer::{self, Record};
+use crate::layers::partial::{self, Which};
 use crate::mounts::reaper::{Item, Place};
 use crate::store::{Inner, Store};
 
@@ -99,6 +100,7 @@ impl Inner {
                 found(Place::Trash, &name);
             }
         }
+        partial::sweep(&self.layout, Which::Old, false);
         // Listed before the records: a record is written before its directory is made.
         let names = list(&self.layout.rootfs, "rootfs")?;
         let living: HashSet<String> = self.records()?.into_iter().map(|record| record.dir).collect();

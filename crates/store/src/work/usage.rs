@@ -14,8 +14,8 @@ use crate::images::image;
 use crate::layers::layer;
 use crate::store::Inner;
 
-/// The store's space, in bytes on the disk. `layers_bytes + records_bytes + rootfs_bytes + trash_bytes + staging_bytes` is
-/// what the store takes; the rest are parts of it.
+/// The store's space, in bytes on the disk. `layers_bytes + records_bytes + rootfs_bytes + trash_bytes + staging_bytes +
+/// partial_bytes` is what the store takes; the rest are parts of it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Usage {
     /// All layers.
@@ -40,6 +40,8 @@ pub struct Usage {
     pub rootfs_bytes: u64,
     /// Half-made layers, being unpacked or left by killed processes.
     pub staging_bytes: u64,
+    /// Parts of blobs whose fetch ended early, for the next try.
+    pub partial_bytes: u64,
     /// Trash that is not deleted yet.
     pub trash_bytes: u64,
     /// Free on the file system, for root.
@@ -154,6 +156,7 @@ impl Inner {
         // Includes the server's pairs and spares, some kilobytes each.
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));
         usage.staging_bytes = tree_bytes(&self.layout.staging, &|_| true);
+        usage.partial_bytes = tree_bytes(&self.layout.partial, &|_| true);
         if let Ok(fs) = rustix::fs::fstatvfs(&self.layout.root) {
             usage.free_bytes = fs.f_bavail * fs.f_frsize;
             usage.total_bytes = fs.f_blocks * fs.f_frsize;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use wardian_engine::Pull;
 use wardian_garden::wire::{
     BindMount, ContainerSpec, CpuLimits, DiskLimits, ImageRef, Limits, MemoryLimits, PidLimits,
 };
@@ -72,6 +73,10 @@ pub struct Making {
     pub name: Option<String>,
     #[command(flatten)]
     env: Env,
+    /// When a registry is asked for the image: if the store has none of that name (missing), each time (always), each time but
+    /// without an answer the store's image does (newer), or never [default: missing]
+    #[arg(long, value_name = "WHEN")]
+    pull: Option<Pull>,
     /// Show a file or directory of the host inside; rw unless told otherwise
     #[arg(short = 'v', long = "volume", value_name = "HOST:CONTAINER[:ro|rw]", value_parser = volume)]
     volumes: Vec<BindMount>,
@@ -113,12 +118,29 @@ impl Making {
         }
     }
 
+    fn image(&self, image: Option<&str>) -> Result<ImageRef> {
+        let uri = self.address(image)?;
+        let may_be_pulled = image.is_some_and(|image| match image.split_once("://") {
+            Some((scheme, _)) => scheme == "docker",
+            None => !image.starts_with(['/', '.']),
+        });
+        let pull = match self.pull {
+            Some(pull) if !may_be_pulled => bail!(
+                "--pull {pull}: {} is not an image at a registry",
+                image.map_or_else(|| "the server's default image".into(), |image| format!("{image:?}"))
+            ),
+            pull if may_be_pulled => pull.unwrap_or(Pull::Missing).to_string(),
+            _ => String::new(),
+        };
+        Ok(ImageRef { uri, pull, ..ImageRef::default() })
+    }
+
     /// Returns the container's spec; without an image the server uses its default.
     pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
         distinct(&self.volumes).map_err(mistake)?;
         let mut spec = ContainerSpec {
             handle: self.name.clone().unwrap_or_default(),
-            image: ImageRef { uri: self.address(image).map_err(mistake)?, ..ImageRef::default() },
+            image: self.image(image).map_err(mistake)?,
             bind_mounts: self.volumes.clone(),
             properties: self.properties.iter().cloned().collect::<BTreeMap<_, _>>(),
             env: self.env.all()?,

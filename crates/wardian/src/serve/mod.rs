@@ -5,6 +5,7 @@ mod settings;
 
 pub use settings::Args;
 
+use crate::store::registries;
 use crate::{log, systemd};
 use anyhow::{Context, Result, ensure};
 use std::os::fd::OwnedFd;
@@ -103,6 +104,8 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         max_containers: settings.max_containers,
         gc_threshold: settings.gc_threshold,
         remote: settings.fetching(),
+        pull: settings.pull,
+        registries: registries(&settings.insecure_registry)?,
         limits: settings.limits(),
         ready_rootfs: settings.ready_rootfs,
         disk_driver: settings.disk_driver,

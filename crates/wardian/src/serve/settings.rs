@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wardian_engine::IdRanges;
-use wardian_store::{DiskDriver, Fetching, Host, Limits};
+use wardian_store::{DiskDriver, Fetching, Host, Limits, Pull};
 
 /// The maximum size of a settings file in bytes.
 const MOST_SETTINGS: u64 = 1 << 20;
@@ -111,6 +111,14 @@ pub struct Args {
     /// exactly; without a port, 80 and 443. What a client names itself, as for an app, needs none of them [default: none]
     #[arg(long, value_name = "HOST[:PORT]", env = "WARDIAN_LAYER_HOSTS", value_delimiter = ',')]
     pub layer_hosts: Vec<Host>,
+    /// When a registry is asked for an image given by its address, docker://…: always, newer (as always, but without an
+    /// answer the store's image does), missing, or never
+    #[arg(long, value_name = "WHEN", env = "WARDIAN_PULL", default_value = "always")]
+    pub pull: Pull,
+    /// A registry, HOST or HOST:PORT exactly, whose certificate is not verified, and which may be asked by plain http; may be
+    /// given more than once, and adds to those of /etc/containers/registries.conf
+    #[arg(long, value_name = "HOST[:PORT]", env = "WARDIAN_INSECURE_REGISTRY", value_delimiter = ',')]
+    pub insecure_registry: Vec<String>,
     /// Root file systems mounted ahead for each image that creates have asked for lately, at most 32; 0: none
     #[arg(long, value_name = "N", env = "WARDIAN_READY_ROOTFS", value_parser = ready, default_value = "8")]
     pub ready_rootfs: usize,

@@ -21,7 +21,7 @@ fn of_both_kinds() {
         assert_eq!(image.id, Digest::of(&made.config).as_hex());
         assert_eq!(image.digest, Some(made.digest()));
         assert_eq!(image.manifest.as_ref(), Some(&made.manifest));
-        assert_eq!(image.names, [format!("{}/r", server.host())]);
+        assert_eq!(image.names, [format!("{}/r:latest", server.host())]);
         let requests = server.requests();
         let paths: Vec<_> = requests.iter().map(|request| path_of(request)).collect();
         let (config, layer) =
@@ -50,7 +50,9 @@ fn by_digest_and_by_tag() {
         (Some("latest"), Some(second.digest()), "second"),
     ] {
         let client = Client::new();
-        let name = ImageName { tag: tag.map(Into::into), digest, ..name(&server.host()) };
+        let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
+        let digest = digest.map(|digest| format!("@{digest}")).unwrap_or_default();
+        let name = ImageName::parse(&format!("{}/r{tag}{digest}", server.host())).unwrap();
         let image = client.open(name.clone(), vec![(endpoint(&server), None)]).unwrap();
         client.unpack(&image, &Watch::default()).unwrap();
         assert_eq!(client.cage.text(file), "content");
@@ -62,7 +64,7 @@ fn by_digest_and_by_tag() {
         .set(&format!("manifests/{}", first.digest()), Reply::of(&second.manifest).with("Content-Type", OCI));
     let server = files.serve();
     let client = Client::new();
-    let wrong = ImageName { digest: Some(first.digest()), ..name(&server.host()) };
+    let wrong = ImageName::parse(&format!("{}/r@{}", server.host(), first.digest())).unwrap();
     let result = client.open(wrong, vec![(endpoint(&server), None)]);
     failed(&client, result, &["fetching image reference", "expected", first.digest().as_hex()]);
 }
@@ -290,7 +292,7 @@ fn missing() {
     let gone = name(&server.host());
     drop(server);
     let client = Client::new();
-    let result = client.open(gone.clone(), vec![(gone.endpoint(), None)]);
+    let result = client.open(gone.clone(), vec![(Endpoint::of(&gone), None)]);
     failed(&client, result, &["pinging container registry 127.0.0.1:", "refused"]);
 }
 
@@ -396,42 +398,36 @@ fn tags() {
 }
 
 #[test]
-fn names() {
-    let good = || name("h:5000");
+fn endpoints() {
     let remote = Remote::default();
-    let make = |name: ImageName| {
-        let endpoint = name.endpoint();
-        Puller::new(&remote, name, vec![(endpoint, None)])
+    let make = |host: &str, repository: &str| {
+        let endpoint = Endpoint { host: host.into(), repository: repository.into(), insecure: false };
+        Puller::new(&remote, name("h:5000"), vec![(endpoint, None)])
     };
-    assert!(make(good()).is_ok());
-    for (registry, repository, tag) in [
-        ("h/x", "r", None),
-        ("..", "r", None),
-        ("u@h", "r", None),
-        ("", "r", None),
-        ("h", "", None),
-        ("h", "../r", None),
-        ("h", "a//b", None),
-        ("h", "a?b", None),
-        ("h", "a%2fb", None),
-        ("h", "r\u{202e}", None),
-        ("h", "r", Some("../x")),
-        ("h", "r", Some("a/b")),
-        ("h", "r", Some("")),
+    assert!(make("h:5000", "r").is_ok());
+    for (host, repository) in [
+        ("h/x", "r"),
+        ("..", "r"),
+        ("u@h", "r"),
+        ("", "r"),
+        ("h", ""),
+        ("h", "../r"),
+        ("h", "a//b"),
+        ("h", "a?b"),
+        ("h", "a%2fb"),
+        ("h", "r\u{202e}"),
     ] {
-        let (registry, repository) = (registry.to_owned(), repository.to_owned());
-        let error =
-            make(ImageName { registry, repository, tag: tag.map(Into::into), digest: None }).unwrap_err();
+        let error = make(host, repository).unwrap_err();
         let Error::Registry { source } = &error else { panic!("{error:?}") };
         assert!(matches!(**source, RegistryError::Name { .. }) && !error.to_string().contains('\u{202e}'));
     }
-    let hub = ImageName { tag: Some("3".into()), ..name("docker.io") };
+    let hub = ImageName::parse("docker.io/r:3").unwrap();
     assert_eq!(
-        (hub.endpoint().host.as_str(), hub.to_string().as_str()),
-        ("registry-1.docker.io", "docker.io/r:3")
+        (Endpoint::of(&hub).host.as_str(), hub.to_string().as_str()),
+        ("registry-1.docker.io", "docker.io/library/r:3")
     );
     let source = Source::of_registry(hub.clone());
-    assert_eq!((source.to_uri(), source.image_name()), ("docker://docker.io/r:3".into(), Some(&hub)));
+    assert_eq!((source.to_uri(), source.image_name()), ("docker://docker.io/library/r:3".into(), Some(&hub)));
     source.reach().unwrap();
     assert!(source.state().is_none() && !source.is_packed());
 }

@@ -30,7 +30,7 @@ fn one_after_the_other() {
         bad(Reply::status(429).with("Retry-After", "0")),
     ] {
         let image = limited.open(name("registry.invalid"), all(&[&mirror, &good])).unwrap();
-        assert_eq!(image.names, ["registry.invalid/r"]);
+        assert_eq!(image.names, ["registry.invalid/r:latest"]);
         assert!(mirror.requests().len() <= 3, "a mirror is not tried for long: {:?}", mirror.requests());
     }
     let mut endpoints = all(&[&good]);
@@ -89,34 +89,14 @@ fn in_the_middle_of_a_layer() {
     client.unpack(&image, &Watch::default()).unwrap();
 }
 
-#[test]
-fn for_tags_or_for_digests() {
-    let made = Made::new("a", 1000, OCI);
-    let (tags, digests) = (Files::with(&made).serve(), Files::with(&made).serve());
-    let endpoints = || {
-        vec![
-            (Endpoint { digests_only: true, ..endpoint(&digests) }, None),
-            (Endpoint { tags_only: true, ..endpoint(&tags) }, None),
-        ]
-    };
-    let client = Client::new();
-    client.open(name("registry.invalid"), endpoints()).unwrap();
-    assert_eq!((tags.requests().len(), digests.requests().len()), (3, 0));
-    let by_digest = ImageName { digest: Some(made.digest()), ..name("registry.invalid") };
-    client.open(by_digest.clone(), endpoints()).unwrap();
-    assert_eq!((tags.requests().len(), digests.requests().len()), (3, 3));
-    let error = Puller::new(&client.remote, by_digest, endpoints().split_off(1)).unwrap_err();
-    assert!(error.to_string().contains("no mirror may be asked"), "{error}");
-}
-
 /// A repository of a mirror is another one than that of the name.
 #[test]
 fn of_another_name() {
     let made = Made::new("a", 1000, OCI);
     let server = Files::with(&made).serve();
     let client = Client::new();
-    let hub = ImageName { repository: "library/x".into(), ..name("docker.io") };
+    let hub = ImageName::parse("docker.io/x").unwrap();
     let image = client.open(hub, all(&[&server])).unwrap();
     client.unpack(&image, &Watch::default()).unwrap();
-    assert_eq!(image.names, ["docker.io/library/x"]);
+    assert_eq!(image.names, ["docker.io/library/x:latest"]);
 }

@@ -148,11 +148,11 @@ fn path_of(request: &str) -> &str {
 }
 
 fn name(host: &str) -> ImageName {
-    ImageName { registry: host.to_owned(), repository: "r".into(), tag: None, digest: None }
+    ImageName::parse(&format!("{host}/r")).unwrap()
 }
 
 fn endpoint(server: &Server) -> Endpoint {
-    name(&server.host()).endpoint()
+    Endpoint::of(&name(&server.host()))
 }
 
 /// Whoever pulls, and where to.

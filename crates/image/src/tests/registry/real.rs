@@ -139,8 +139,7 @@ impl Registry {
     }
 
     fn name(&self, repository: &str, tag: &str) -> ImageName {
-        let tag = Some(tag.to_owned());
-        ImageName { registry: self.host.clone(), repository: repository.to_owned(), tag, digest: None }
+        ImageName::parse(&format!("{}/{repository}:{tag}", self.host)).unwrap()
     }
 }
 
@@ -153,7 +152,7 @@ fn zstd(data: &[u8]) -> Vec<u8> {
 
 /// Pulls an image, and returns the text of its file `a`.
 fn pull(client: &Client, name: ImageName, login: Option<Login>) -> Result<(Image, String), Error> {
-    let endpoints = vec![(name.endpoint(), login)];
+    let endpoints = vec![(Endpoint::of(&name), login)];
     let image = client.open(name, endpoints)?;
     client.unpack(&image, &Watch::default())?;
     Ok((image, client.cage.text("a")))
@@ -196,13 +195,13 @@ fn images() {
         let name = registry.name("some/where/r", tag);
         let (image, text) = pull(&client, name.clone(), None).unwrap();
         assert_eq!((image.digest, text.as_str()), (Some(made.digest()), "content"));
-        let endpoints = || vec![(name.endpoint(), None)];
+        let endpoints = || vec![(Endpoint::of(&name), None)];
         let puller = Puller::new(&client.remote, name.clone(), endpoints()).unwrap();
         assert_eq!(puller.find(&never).unwrap().digest, made.digest());
         let mut tags = puller.tags(&never).unwrap();
         tags.sort();
         assert_eq!(tags, ["docker", "index", "list", "oci", "zstd"]);
-        let by_digest = ImageName { tag: None, digest: Some(made.digest()), ..name };
+        let by_digest = ImageName::parse(&format!("{}@{}", name.without_tag(), made.digest())).unwrap();
         pull(&Client::new(), by_digest, None).unwrap();
     }
     // A part of a blob that is there.
@@ -241,7 +240,7 @@ fn passwords_and_tls() {
             let stranger = Client::new();
             let result = pull(&stranger, name.clone(), login("pass word"));
             failed(&stranger, result, &["This registry is insecure."]);
-            let endpoint = Endpoint { insecure: true, ..name.endpoint() };
+            let endpoint = Endpoint { insecure: true, ..Endpoint::of(&name) };
             stranger.open(name, vec![(endpoint, login("pass word"))]).unwrap();
         }
     }

@@ -1,6 +1,7 @@
-//! Runs a program to its end: a network plugin, or nft. What it is given and what it says are bounded, and so is its
-//! time.
+//! Runs a program of the host to its end (a network plugin, nft, a credential helper). What it is given and what it
+//! says are bounded, and so is its time.
 
+use crate::children::Own;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use std::io::{self, Read, Write};
@@ -8,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
-use wardian_sys::children::Own;
 
 /// The most bytes that a program may write to its standard output.
 pub const MOST: usize = 1 << 20;

@@ -1,0 +1,152 @@
+//! Images from registries: when a registry is asked, and what of its answer is in the store already.
+//!
+//! An image that was pulled has a name in the store, the short form of its full name, and the record's source is the
+//! full name with the digest that it stood for. So one request tells whether the tag stands for another image now, and
+//! layers that were collected are fetched by the digest again.
+
+use wardian_image::reference::short;
+use wardian_image::registry::ImageName;
+use wardian_image::{Digest, Source};
+
+use super::fetch::{Opened, ToFetch};
+use crate::error::{Error, Result, image_error};
+use crate::images::image::{self, Wish};
+use crate::images::opened::Image;
+use crate::images::progress::Progress;
+use crate::images::reference::{Below, Reference};
+use crate::images::terms::Pull;
+use crate::store::Inner;
+
+/// An image in the store that was pulled, or has the name of one.
+struct Kept {
+    image: Image,
+    /// What the name stood for when it was pulled.
+    digest: Option<Digest>,
+}
+
+impl Reference {
+    fn pull(&self) -> Pull {
+        self.terms.pull.unwrap_or(Pull::Always)
+    }
+}
+
+impl Inner {
+    /// Opens an image at a registry.
+    pub(crate) fn open_pulled(&self, reference: &Reference, progress: &Progress) -> Result<Opened> {
+        if let Some(image) = self.pulled_at_hand(reference)? {
+            return Ok(Opened::Here(Box::new(image)));
+        }
+        let mut failures = Vec::new();
+        for name in self.candidates(reference)? {
+            match self.open_at(&name, reference, progress) {
+                Err(error) if error.is_cancelled() || progress.is_cancelled() => return Err(error),
+                Err(error) => failures.push((name, error)),
+                opened => return opened,
+            }
+        }
+        if reference.pull() == Pull::Newer
+            && let Some(kept) = self.kept_of(reference)?
+        {
+            let why = failures.first().map(|(_, error)| wardian_sys::text::chain(error));
+            tracing::warn!(image = reference.shown(), why, "image.not-asked-for");
+            return Ok(Opened::Here(Box::new(kept.image)));
+        }
+        match failures.len() {
+            0 | 1 => Err(failures.pop().map_or(Error::Closed, |(_, error)| error)),
+            _ => Err(Error::Nowhere { name: reference.shown(), failures }),
+        }
+    }
+
+    /// Returns the image if no registry is to be asked for it.
+    ///
+    /// # Errors
+    /// [`Error::NotHere`] if none may be asked.
+    pub(crate) fn pulled_at_hand(&self, reference: &Reference) -> Result<Option<Image>> {
+        let pull = reference.pull();
+        // Whoever brings a login gets what a registry gives for that, and not what others have pulled.
+        if reference.terms.login.is_some() && pull != Pull::Never {
+            return Ok(None);
+        }
+        let kept = self.kept_of(reference)?;
+        let pinned = match &reference.below {
+            Below::Source(_, source) => source.image_name().and_then(ImageName::digest),
+            Below::Name(_) => None,
+        };
+        match kept {
+            Some(kept) if pull.is_content() || pinned.is_some() && kept.digest.as_ref() == pinned => {
+                Ok(Some(kept.image))
+            }
+            None if pull == Pull::Never => Err(Error::NotHere { name: reference.shown() }),
+            _ => Ok(None),
+        }
+    }
+
+    /// The full names that the reference may mean.
+    fn candidates(&self, reference: &Reference) -> Result<Vec<ImageName>> {
+        match &reference.below {
+            Below::Source(_, source) => Ok(source.image_name().cloned().into_iter().collect()),
+            Below::Name(name) => {
+                let failed = |error| image_error(name, error);
+                let registries = self.registries.registries().map_err(failed)?;
+                registries.candidates(name).map_err(|error| failed(error.into()))
+            }
+        }
+    }
+
+    /// Returns the store's image of the reference, if all its layers are there.
+    fn kept_of(&self, reference: &Reference) -> Result<Option<Kept>> {
+        if let Below::Name(name) = &reference.below
+            && let Some(kept) = self.kept(name)?
+        {
+            return Ok(Some(kept));
+        }
+        for name in self.candidates(reference).unwrap_or_default() {
+            if let Some(kept) = self.kept(&name.to_string())? {
+                return Ok(Some(kept));
+            }
+        }
+        Ok(None)
+    }
+
+    fn kept(&self, name: &str) -> Result<Option<Kept>> {
+        let (named, documents) = match image::read_whole(&self.layout, name) {
+            Err(image::Error::Unknown { .. } | image::Error::Invalid { .. }) => return Ok(None),
+            read => read?,
+        };
+        let digest = ImageName::of_uri(&named.source).ok().and_then(|name| name.digest().cloned());
+        Ok(self.named(&named, &documents)?.map(|image| Kept { image, digest }))
+    }
+
+    fn open_at(&self, name: &ImageName, reference: &Reference, progress: &Progress) -> Result<Opened> {
+        let cancelled = || progress.is_cancelled();
+        let (uri, login) = (name.uri(), reference.terms.login.as_ref());
+        let failed = |error| image_error(&uri, error);
+        let endpoints = self.registries.endpoints(name, login).map_err(failed)?;
+        let source = Source::of_registry(name.clone()).pulled_from(endpoints);
+        if login.is_none()
+            && let Some(Kept { image, digest: Some(digest) }) = self.kept(&name.to_string())?
+        {
+            let found = source.find(&self.remote, &cancelled).map_err(failed)?;
+            if found.is_some_and(|found| found.digest == digest) {
+                return Ok(Opened::Here(Box::new(image)));
+            }
+        }
+        let image = self.read(&uri, &source, &cancelled)?;
+        self.check_layers(&uri, image.layers.len())?;
+        let name = login.is_none().then(|| name.clone());
+        Ok(Opened::ToFetch(Box::new(ToFetch { uri, identity: None, image, pulled: name })))
+    }
+
+    /// Names an image that was pulled; false if layers were collected meanwhile. Does not wait for the disk: a record
+    /// that is lost costs one more pull.
+    pub(crate) fn name_pulled(&self, name: &ImageName, digest: &Digest, image: &Image) -> Result<bool> {
+        let full = name.to_string();
+        let kept = match name.digest() {
+            Some(_) => full.clone(),
+            None => format!("{full}@{digest}"),
+        };
+        self.name(short(&full), &format!("docker://{kept}"), None, image, Wish::Pulled)?;
+        // A garbage collection that did not see the name may have collected a layer.
+        Ok(self.is_whole(image))
+    }
+}
