@@ -470,6 +470,51 @@ pub enum RegistryError {
         /// What that is good for.
         remedy: &'static str,
     },
+    /// An image could not be pushed.
+    #[error("pushing {image}: {source}")]
+    Push {
+        /// The image.
+        image: String,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// The registry does not let this user write.
+    #[error(
+        "{host} does not let you push to {image}: it answered {status}, requested access to the resource is denied{said}; \
+         `wardian image login {login}` {remedy}, if that account may write there"
+    )]
+    PushDenied {
+        /// The image.
+        image: String,
+        /// The host that was asked.
+        host: String,
+        /// The status of its answer.
+        status: u16,
+        /// What it says, after a colon; may be empty.
+        said: String,
+        /// What to log in to.
+        login: String,
+        /// What that is good for.
+        remedy: &'static str,
+    },
+    /// The registry has no such repository, and does not make one when something is pushed to it.
+    #[error("{host} has no repository {repository} and does not make one{said}; make it there first")]
+    NoRepository {
+        /// The host.
+        host: String,
+        /// The repository.
+        repository: String,
+        /// What it says, after a colon; may be empty.
+        said: String,
+    },
+    /// The registry names no usable address for the bytes of a blob.
+    #[error("{host} gives no usable address for an upload: {why}")]
+    UploadAddress {
+        /// The host.
+        host: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The user and the password, or the identity token, are wrong.
     #[error(
         "unable to retrieve auth token: invalid username/password: {host} refuses them{said}; `wardian image login {login}` \

@@ -42,6 +42,11 @@ impl<'a> Stop<'a> {
         Self { cancelled: Some(cancelled), ..Self::new(watch) }
     }
 
+    /// Returns another one that the same watcher and caller end, and that is given up apart from this one.
+    pub(crate) fn apart(&self) -> Self {
+        Self { cancelled: self.cancelled, ..Self::new(self.watch) }
+    }
+
     pub(crate) fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
     }

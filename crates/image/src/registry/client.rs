@@ -81,18 +81,13 @@ impl Registry {
         login: Option<Login>,
         is_mirror: bool,
     ) -> Result<Self, Error> {
-        let invalid =
-            |name: &str, why| RegistryError::Name { name: tame(&clip(name, 300)).into_owned(), why };
-        let dots = |name: &str| name == "." || name == "..";
-        if endpoint.host.parse::<Host>().is_err() || dots(&endpoint.host) {
-            return Err(invalid(&endpoint.host, "its registry is no HOST or HOST:PORT").into());
-        }
+        check_host(&endpoint.host)?;
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let parts = |name: &str| {
-            name.split('/').all(|part| !part.is_empty() && !dots(part) && part.chars().all(is_part))
+            name.split('/').all(|part| !part.is_empty() && !is_dots(part) && part.chars().all(is_part))
         };
         if !parts(&endpoint.repository) || endpoint.repository.len() > 255 {
-            return Err(invalid(&endpoint.repository, "it is no path of a repository").into());
+            return Err(invalid(&endpoint.repository, "it is no path of a repository"));
         }
         // Who knows the registry by its name logs in to that name.
         let login_to =
@@ -101,7 +96,23 @@ impl Registry {
         Ok(Self { remote: remote.clone(), endpoint, image: image.to_string(), is_mirror, access })
     }
 
-    fn tries<'a>(&'a self, work: Work<'a>) -> Tries<'a> {
+    /// A registry of which no image is wanted, but to know whether it accepts a login.
+    ///
+    /// # Errors
+    /// [`RegistryError::Name`].
+    pub(super) fn to_greet(
+        remote: &Remote,
+        endpoint: Endpoint,
+        registry: &str,
+        login: Login,
+    ) -> Result<Self, Error> {
+        check_host(&endpoint.host)?;
+        let mut access = Access::new(&endpoint, Some(login), registry, registry.to_owned());
+        access.is_for_none();
+        Ok(Self { remote: remote.clone(), endpoint, image: registry.to_owned(), is_mirror: false, access })
+    }
+
+    pub(super) fn tries<'a>(&'a self, work: Work<'a>) -> Tries<'a> {
         let tries = self.is_mirror.then(|| MIRROR_TRIES.min(self.remote.settings().tries));
         Tries::new(&self.remote, work.stop, NamedBy::Registry(self)).within(tries, Some(work.since))
     }
@@ -150,7 +161,7 @@ impl Registry {
         }
     }
 
-    fn location(&self, path: &str, work: Work<'_>) -> Result<Location, Error> {
+    pub(super) fn location(&self, path: &str, work: Work<'_>) -> Result<Location, Error> {
         let scheme = self.scheme(work)?;
         self.at(scheme, &format!("{}/{path}", self.endpoint.repository))
     }
@@ -247,17 +258,25 @@ impl Registry {
     }
 
     /// Has the registry accept the login, by a request for its base (OCI distribution spec, "Determining Support").
-    pub(super) fn greet(mut self, work: Work<'_>) -> Result<(), Error> {
-        self.access.is_for_none();
+    /// Returns whether it has asked for one.
+    pub(super) fn greet(&self, work: Work<'_>) -> Result<bool, Error> {
         let location = self.at(self.scheme(work)?, "")?;
         let mut tries = self.tries(work);
         loop {
             let ask = Ask { method: Method::GET, location: &location, part: None, accept: None };
             match tries.ask(&ask) {
-                Ok(_) => return Ok(()),
-                Err(failure) => tries.after(failure, &location)?,
+                Ok(_) => return Ok(self.access.was_asked_for()),
+                Err(failure) => {
+                    tries.after(failure, &location).map_err(|error| self.access.not_accepted(error))?
+                }
             }
         }
+    }
+
+    /// Has tokens asked for that allow to push, and to mount blobs of another repository.
+    pub(super) fn pushing(mut self, from: Option<&str>) -> Self {
+        self.access.is_for_push(&self.endpoint.repository, from);
+        self
     }
 
     /// Asks for the digest of a manifest or an index; `None` if the registry does not give one in this way.
@@ -337,6 +356,12 @@ impl Authority for Registry {
         self.endpoint.insecure
     }
 
+    fn is_own(&self, location: &Location) -> bool {
+        let own = self.at(location.url().scheme(), "");
+        own.is_ok_and(|own| own.has_origin_of(location.url()))
+            && (!location.is_plain() || self.may_be_plain())
+    }
+
     fn authorize(
         &self,
         tries: &Tries<'_>,
@@ -368,6 +393,10 @@ impl Authority for Registry {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
                 self.access.denied(&self.endpoint.host, status, said)
             }
+            StatusCode::NOT_FOUND if own && path.contains("/blobs/uploads/") => {
+                let repository = self.endpoint.repository.clone();
+                RegistryError::NoRepository { host, repository, said }.into()
+            }
             StatusCode::NOT_FOUND if own && path.contains("/blobs/") => {
                 let blob = path.rsplit('/').next().unwrap_or_default().to_owned();
                 RegistryError::NoBlob { host, blob, said }.into()
@@ -395,8 +424,23 @@ impl fmt::Display for Registry {
     }
 }
 
+fn invalid(name: &str, why: &'static str) -> Error {
+    RegistryError::Name { name: tame(&clip(name, 300)).into_owned(), why }.into()
+}
+
+fn is_dots(name: &str) -> bool {
+    name == "." || name == ".."
+}
+
+fn check_host(host: &str) -> Result<(), Error> {
+    if host.parse::<Host>().is_err() || is_dots(host) {
+        return Err(invalid(host, "its registry is no HOST or HOST:PORT"));
+    }
+    Ok(())
+}
+
 /// Returns the digest that a registry gives for a document; one of another algorithm is not compared.
-fn given(headers: &HeaderMap) -> Option<Digest> {
+pub(super) fn given(headers: &HeaderMap) -> Option<Digest> {
     text(headers, &CONTENT_DIGEST)?.parse().ok()
 }
 

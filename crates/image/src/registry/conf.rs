@@ -437,6 +437,26 @@ impl Registries {
         Ok(all)
     }
 
+    /// Returns where the image is pushed to, which is its registry itself: what is at another place is a copy.
+    ///
+    /// # Errors
+    /// [`Error::Blocked`].
+    pub fn own_endpoint(&self, name: &ImageName) -> Result<Endpoint, Error> {
+        let own = self.endpoint(name.registry(), name.repository().to_owned(), false);
+        // The last one is insecure because of its location, which may be elsewhere.
+        let last = self.endpoints(name)?.pop();
+        Ok(last
+            .filter(|last| last.host == own.host)
+            .map_or(own.clone(), |last| Endpoint { insecure: last.insecure, ..own }))
+    }
+
+    /// Returns a registry without a repository.
+    pub(super) fn bare_endpoint(&self, registry: &str) -> Endpoint {
+        let of_registry = |table: &&Table| table.prefix == registry && table.location.is_empty();
+        let insecure = self.tables.iter().find(of_registry).is_some_and(|table| table.insecure);
+        self.endpoint(registry, String::new(), insecure)
+    }
+
     fn endpoint(&self, host: &str, repository: String, insecure: bool) -> Endpoint {
         let insecure = insecure || self.insecure.iter().any(|other| other.eq_ignore_ascii_case(host));
         Endpoint::at(host, repository, insecure)

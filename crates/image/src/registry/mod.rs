@@ -16,12 +16,14 @@ pub mod fuzzed;
 pub mod name;
 mod partial;
 mod pull;
+mod push;
 mod token;
 
 pub use self::conf::{Endpoint, Registries};
 pub use self::credentials::{Credentials, Login};
 pub use self::name::ImageName;
 pub use self::pull::{Found, Puller};
+pub use self::push::{Pusher, Sent};
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -34,6 +36,7 @@ use crate::remote::Remote;
 pub(crate) use self::blob::RemoteBlob;
 pub(crate) use self::partial::{LEAST, Partial};
 pub(crate) use self::pull::Documents;
+pub(crate) use self::push::{Content, Outgoing, Upload};
 
 /// What this host knows of registries: its settings and its logins. Files are read when they are needed, so that a
 /// server need not be started again after a change.
@@ -105,25 +108,45 @@ impl Known {
         self.registries()?.endpoints(name)?.into_iter().map(with_login).collect()
     }
 
-    /// Asks a registry whether it accepts a login.
+    /// Asks a registry whether it accepts a login, and returns whether it asks for one at all: one that does not accepts
+    /// any, as far as can be told.
     ///
     /// # Errors
-    /// It does not, or does not answer; the text is no registry.
+    /// [`RegistryError::Login`] if it does not accept it; it does not answer; the text is no registry.
+    ///
+    /// [`RegistryError::Login`]: crate::RegistryError::Login
     pub fn try_login(
         &self,
         remote: &Remote,
         registry: &str,
         login: &Login,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), Error> {
-        let name = ImageName::parse(&format!("{}/login", credentials::checked(registry)?))?;
-        // The last one is the registry itself; mirrors have logins of their own.
-        let own = self.endpoints(&name, Some(login))?.pop();
-        let (endpoint, login) = own.unwrap_or_else(|| (Endpoint::of(&name), Some(login.clone())));
+    ) -> Result<bool, Error> {
+        // A name such as `host/repository` could be one of Docker Hub, which would be shown the password.
+        let registry = credentials::checked(registry)?;
+        let endpoint = self.registries()?.bare_endpoint(registry);
         let watch = Watch::default();
         let stop = Stop::or(&watch, cancelled);
         let work = client::Work { stop: &stop, since: Instant::now() };
-        client::Registry::new(remote, &name, endpoint, login, false)?.greet(work)
+        client::Registry::to_greet(remote, endpoint, registry, login.clone())?.greet(work)
+    }
+
+    /// Returns what pushes an image to the registry of its name. `from` is an image at a registry that has the same
+    /// layers: if that is the same one, it is asked to mount them.
+    ///
+    /// # Errors
+    /// [`Error::Registries`], for instance if it is blocked; [`Error::Login`]; a name with a digest.
+    pub fn pusher(
+        &self,
+        remote: &Remote,
+        name: &ImageName,
+        from: Option<&ImageName>,
+    ) -> Result<Pusher, Error> {
+        let registries = self.registries()?;
+        let endpoint = registries.own_endpoint(name)?;
+        let login = self.credentials.find(name.registry(), &endpoint.repository)?;
+        let from = from.filter(|from| from.registry() == name.registry()).map(ImageName::repository);
+        Pusher::new(remote, name, endpoint, login, from)
     }
 
     /// Returns what pulls the image.

@@ -34,8 +34,10 @@ pub(super) struct Access {
     login_to: String,
     /// The image, for errors.
     image: String,
-    /// What the token is for; `None`: for nothing but to see whether it is given.
-    scope: Option<String>,
+    /// What the token is for; with none it is for nothing but to see whether it is given.
+    scopes: Vec<String>,
+    /// Whether requests write.
+    pushes: bool,
     is_insecure: bool,
     grant: Mutex<Option<Grant>>,
 }
@@ -73,7 +75,8 @@ impl Access {
             host: endpoint.host.clone(),
             login_to: login_to.to_owned(),
             image,
-            scope: Some(format!("repository:{}:pull", endpoint.repository)),
+            scopes: vec![format!("repository:{}:pull", endpoint.repository)],
+            pushes: false,
             is_insecure: endpoint.insecure,
             grant: Mutex::new(None),
         }
@@ -81,7 +84,19 @@ impl Access {
 
     /// Has tokens asked for that are for no repository.
     pub(super) fn is_for_none(&mut self) {
-        self.scope = None;
+        self.scopes.clear();
+    }
+
+    /// Has tokens asked for that allow to write to a repository, and to read another one, from which blobs are mounted.
+    pub(super) fn is_for_push(&mut self, repository: &str, from: Option<&str>) {
+        let from = from.filter(|from| *from != repository).map(|from| format!("repository:{from}:pull"));
+        self.scopes = [format!("repository:{repository}:pull,push")].into_iter().chain(from).collect();
+        self.pushes = true;
+    }
+
+    /// Whether the registry has asked for a login or a token.
+    pub(super) fn was_asked_for(&self) -> bool {
+        self.grant.lock().is_some()
     }
 
     /// Takes the lock, which another thread may hold while it waits for a token server.
@@ -157,7 +172,24 @@ impl Access {
             None => "may help",
         };
         let (image, login, host) = (self.image.clone(), self.login_to.clone(), host.to_owned());
-        RegistryError::Denied { image, host, status: status.as_u16(), said, login, remedy }.into()
+        let status = status.as_u16();
+        if self.pushes {
+            return RegistryError::PushDenied { image, host, status, said, login, remedy }.into();
+        }
+        RegistryError::Denied { image, host, status, said, login, remedy }.into()
+    }
+
+    /// Returns the error for a login that was tried: a registry with passwords answers a wrong one as it does none.
+    pub(super) fn not_accepted(&self, error: Error) -> Error {
+        match error {
+            Error::Registry { source } => match *source {
+                RegistryError::Denied { host, status: 401, said, login, .. } if self.login.is_some() => {
+                    RegistryError::Login { host, said, login }.into()
+                }
+                source => source.into(),
+            },
+            error => error,
+        }
     }
 
     /// Returns what helps against a limit of requests.
@@ -219,7 +251,7 @@ impl Access {
                     &[
                         ("grant_type", "refresh_token"),
                         ("service", service.unwrap_or(&self.host)),
-                        ("scope", self.scope.as_deref().unwrap_or_default()),
+                        ("scope", &self.scopes.join(" ")),
                         ("client_id", "wardian"),
                         ("refresh_token", token),
                     ],
@@ -238,7 +270,7 @@ impl Access {
                     if let Some(service) = service {
                         query.append_pair("service", service);
                     }
-                    if let Some(scope) = &self.scope {
+                    for scope in &self.scopes {
                         query.append_pair("scope", scope);
                     }
                     if let Some((user, _)) = basic {

@@ -103,9 +103,9 @@ pub(crate) fn read(
 }
 
 impl<'r> Refusal<'r> {
-    /// Reads what the server says.
+    /// Reads what the server says; `own` tells whether it is the registry itself.
     pub(super) fn of(
-        location: &'r Location,
+        (location, own): (&'r Location, bool),
         client: &Client,
         mut response: Response,
         stop: &Stop<'_>,
@@ -113,7 +113,6 @@ impl<'r> Refusal<'r> {
     ) -> Self {
         let limit = limit.min(ERROR_PATIENCE);
         let body = read(client, &mut response, MAX_ERROR, stop, limit).unwrap_or_default();
-        let own = location.has_origin_of(response.url());
         let (status, headers) = (response.status(), response.headers().clone());
         Self { location, status, headers, said: said(&body), own }
     }

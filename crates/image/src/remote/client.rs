@@ -121,6 +121,28 @@ impl Client {
             }
         })
     }
+
+    /// As [`Client::wait`], for a request with a long body: ends as well once it is `stalled`.
+    pub(super) fn wait_for_flow<T>(
+        &self,
+        stop: &Stop<'_>,
+        limit: Duration,
+        stalled: impl Future<Output = ()>,
+        work: impl Future<Output = T>,
+    ) -> Waited<T> {
+        let either = async {
+            tokio::select! {
+                biased;
+                done = work => Some(done),
+                () = stalled => None,
+            }
+        };
+        match self.wait(stop, limit, either) {
+            Waited::Done(Some(done)) => Waited::Done(done),
+            Waited::Done(None) | Waited::TooLong => Waited::TooLong,
+            Waited::Stopped => Waited::Stopped,
+        }
+    }
 }
 
 /// Follows at most ten redirects, none from https to http; with `hosts`, only to these.

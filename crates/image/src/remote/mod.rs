@@ -9,6 +9,7 @@ mod names;
 mod settings;
 mod trust;
 mod try_again;
+mod upload;
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ pub(crate) use self::body::{Body, Fetch, Terms};
 pub(crate) use self::try_again::{
     Ask, Authority, Failure, NamedBy, Probe, Tries, Validator, failed, retry_after, text,
 };
+pub(crate) use self::upload::{Put, Rest, Streamed};
 
 use self::client::{Client, Whose};
 use crate::error::Error;

@@ -56,6 +56,10 @@ pub(crate) trait Authority: fmt::Debug + Send + Sync {
     /// Whether its certificate is not verified. Those of other servers, where it redirects to, are.
     fn is_insecure(&self) -> bool;
 
+    /// Whether a location is the registry's own: it may name another server for an upload, which is shown no credentials
+    /// and cannot ask for them.
+    fn is_own(&self, location: &Location) -> bool;
+
     /// Adds the Authorization header to a request for `location`, if the registry has asked for one before.
     ///
     /// # Errors
@@ -108,7 +112,7 @@ impl From<Error> for Failure {
 pub(crate) struct Tries<'a> {
     pub(crate) remote: &'a Remote,
     pub(crate) stop: &'a Stop<'a>,
-    by: NamedBy<'a>,
+    pub(super) by: NamedBy<'a>,
     /// How many failures in a row are the last.
     most: u32,
     failures: u32,
@@ -123,6 +127,17 @@ pub(crate) struct Ask<'r> {
     pub(crate) part: Option<(u64, Option<&'r Validator>)>,
     /// The media types that are understood.
     pub(crate) accept: Option<&'static str>,
+}
+
+/// A request that was refused.
+pub(super) struct Refused<'r> {
+    pub(super) location: &'r Location,
+    /// The Authorization that it carried.
+    pub(super) sent: Option<HeaderValue>,
+    /// Whether a refusal was answered with other credentials before.
+    pub(super) renewed: bool,
+    /// Whether its method is HEAD.
+    pub(super) head: bool,
 }
 
 /// What is at an address, if its scheme is not known.
@@ -143,7 +158,7 @@ impl<'a> Tries<'a> {
         Self { most: most.unwrap_or(self.most), start: start.unwrap_or(self.start), ..self }
     }
 
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
@@ -180,53 +195,72 @@ impl<'a> Tries<'a> {
 
     /// Sends one request and receives the head of its response: 2xx, or 416 to a range request.
     pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<(Arc<Client>, Response), Failure> {
-        let (location, head) = (ask.location, ask.method == Method::HEAD);
         let mut renewed = false;
         loop {
-            let mut headers = HeaderMap::new();
-            if let NamedBy::Registry(registry) = self.by {
-                registry.authorize(self, location, &mut headers)?;
-            }
+            let headers = self.credentials(ask.location)?;
             let sent = headers.get(AUTHORIZATION).cloned();
             let (client, response) = self.send(ask, headers, true)?;
             let status = response.status();
             if status.is_success() || ask.part.is_some() && status == StatusCode::RANGE_NOT_SATISFIABLE {
                 return Ok((client, response));
             }
-            let busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-                // A server error at HEAD is final: the server may not support HEAD, and GET is tried next, with all
-                // tries.
-                || status.is_server_error() && !head;
-            let pause = retry_after(response.headers());
-            let error = match self.by {
-                NamedBy::Registry(registry) => {
-                    let own = location.has_origin_of(response.url());
-                    // A server that the registry redirects to may not ask for the registry's credentials.
-                    if own && status == StatusCode::UNAUTHORIZED && !renewed {
-                        registry.renew(self, location, response.headers(), sent.as_ref())?;
-                        renewed = true;
-                        continue;
-                    }
-                    // What a server of TLS answers to a request without it.
-                    if own && status == StatusCode::BAD_REQUEST && location.is_plain() {
-                        self.remote.forget(&client, self.by);
-                    }
-                    let limit = self.limit(location)?;
-                    registry.refused(Refusal::of(location, &client, response, self.stop, limit))
-                }
-                NamedBy::Caller | NamedBy::Image if busy => {
-                    failed(location, format!("the server answered {}", status.as_u16()))
-                }
-                NamedBy::Caller | NamedBy::Image => {
-                    Error::Refused { url: location.to_string(), status: status.as_u16() }
-                }
-            };
-            return Err(if busy { Failure::Again { error, pause } } else { Failure::Final(error) });
+            let request = Refused { location: ask.location, sent, renewed, head: ask.method == Method::HEAD };
+            self.refused(request, &client, response)?;
+            renewed = true;
         }
     }
 
+    /// Returns the headers with which a registry is shown that it may answer.
+    pub(super) fn credentials(&self, location: &Location) -> Result<HeaderMap, Failure> {
+        let mut headers = HeaderMap::new();
+        if let NamedBy::Registry(registry) = self.by
+            && registry.is_own(location)
+        {
+            registry.authorize(self, location, &mut headers)?;
+        }
+        Ok(headers)
+    }
+
+    /// Takes an answer that is no success. If this succeeds, the registry has asked for other credentials, and the
+    /// request is to be sent once more.
+    pub(super) fn refused(
+        &self,
+        request: Refused<'_>,
+        client: &Arc<Client>,
+        response: Response,
+    ) -> Result<(), Failure> {
+        let (location, status) = (request.location, response.status());
+        let busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+            // A server error at HEAD is final: the server may not support HEAD, and GET is tried next, with all
+            // tries.
+            || status.is_server_error() && !request.head;
+        let pause = retry_after(response.headers());
+        let error = match self.by {
+            NamedBy::Registry(registry) => {
+                let own = registry.is_own(location) && location.has_origin_of(response.url());
+                // A server that the registry redirects to may not ask for the registry's credentials.
+                if own && status == StatusCode::UNAUTHORIZED && !request.renewed {
+                    return registry.renew(self, location, response.headers(), request.sent.as_ref());
+                }
+                // What a server of TLS answers to a request without it.
+                if own && status == StatusCode::BAD_REQUEST && location.is_plain() {
+                    self.remote.forget(client, self.by);
+                }
+                let limit = self.limit(location)?;
+                registry.refused(Refusal::of((location, own), client, response, self.stop, limit))
+            }
+            NamedBy::Caller | NamedBy::Image if busy => {
+                failed(location, format!("the server answered {}", status.as_u16()))
+            }
+            NamedBy::Caller | NamedBy::Image => {
+                Error::Refused { url: location.to_string(), status: status.as_u16() }
+            }
+        };
+        Err(if busy { Failure::Again { error, pause } } else { Failure::Final(error) })
+    }
+
     /// The timeout of one answer.
-    fn limit(&self, location: &Location) -> Result<Duration, Error> {
+    pub(super) fn limit(&self, location: &Location) -> Result<Duration, Error> {
         let settings = self.remote.settings();
         Ok(settings.connect.saturating_add(settings.patience).min(self.left(location)?))
     }
@@ -304,8 +338,21 @@ impl<'a> Tries<'a> {
         forgets: bool,
     ) -> Result<(Arc<Client>, Response), Failure> {
         let limit = self.limit(location)?;
+        let waited = client.wait(self.stop, limit, request.send());
+        self.received(client, location, waited, limit, forgets)
+    }
+
+    /// Takes the outcome of a request whose answer was waited for at most for `limit`.
+    pub(super) fn received(
+        &self,
+        client: Arc<Client>,
+        location: &Location,
+        waited: Waited<reqwest::Result<Response>>,
+        limit: Duration,
+        forgets: bool,
+    ) -> Result<(Arc<Client>, Response), Failure> {
         let again = |why| Failure::Again { error: failed(location, why), pause: None };
-        match client.wait(self.stop, limit, request.send()) {
+        match waited {
             Waited::Stopped => Err(Failure::Final(cancelled(location))),
             Waited::TooLong => Err(again(format!("no answer in {limit:?}"))),
             Waited::Done(Err(e)) => {
