@@ -28,10 +28,10 @@ use crate::format::reference::split_tag;
 const BLOBS: &str = "blobs/sha256";
 /// A blob whose digest is not known yet.
 const PART: &str = "blobs/sha256/part";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A layout being written.
 pub(super) struct Layout<'a> {
@@ -259,11 +259,7 @@ pub(super) fn write(
 ) -> Result<ExportedImage, Error> {
     let names = names.iter().map(|name| full_name(name)).collect::<Result<Vec<_>, _>>()?;
     let config = config.map_or_else(|| Ok(minimal()), parse)?;
-    let media_type = match compression {
-        None => LAYER.to_owned(),
-        Some(Compression::Gzip) => format!("{LAYER}+gzip"),
-        Some(Compression::Zstd) => format!("{LAYER}+zstd"),
-    };
+    let media_type = layer_type(compression);
     let shown = layout.shown;
     if let Place::Archive(file) = &mut layout.place {
         for name in ["blobs/", "blobs/sha256/"] {
@@ -279,7 +275,6 @@ pub(super) fn write(
     }
     let config = with_diff_ids(config, &diff_ids);
     let (config, config_size) = layout.document(&config)?;
-    let descriptor = |kind: &str, digest: &Digest, size: u64| json!({"mediaType": kind, "digest": digest.to_string(), "size": size});
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -311,6 +306,61 @@ pub(super) fn write(
     Ok(ExportedImage { manifest, config, diff_ids })
 }
 
+/// Returns the media type of a layer.
+pub(super) fn layer_type(compression: Option<Compression>) -> String {
+    match compression {
+        None => LAYER.to_owned(),
+        Some(Compression::Gzip) => format!("{LAYER}+gzip"),
+        Some(Compression::Zstd) => format!("{LAYER}+zstd"),
+    }
+}
+
+pub(super) fn descriptor(kind: &str, digest: &Digest, size: u64) -> Value {
+    json!({"mediaType": kind, "digest": digest.to_string(), "size": size})
+}
+
+/// A layer's blob in a file.
+pub(super) struct Packed {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) diff_id: Digest,
+}
+
+/// Writes a blob into an empty file: what `fill` writes, compressed.
+pub(super) fn pack(
+    file: File,
+    shown: &str,
+    compression: Compression,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<Packed, Error> {
+    let out = BufWriter::with_capacity(BUFFER, file);
+    let mut out = Hashed { out, hasher: Sha256::new(), bytes: 0 };
+    let diff_id = compressed(&mut out, shown, compression, |pieces| {
+        let mut plain = Hashed { out: pieces, hasher: Sha256::new(), bytes: 0 };
+        fill(&mut plain)?;
+        plain.flush().map_err(|e| failed(shown, e))?;
+        Ok(Digest::finish(plain.hasher))
+    })?;
+    let Hashed { mut out, hasher, bytes } = out;
+    out.flush().map_err(|e| failed(shown, e))?;
+    Ok(Packed { digest: Digest::finish(hasher), size: bytes, diff_id })
+}
+
+/// As [`pack`], for a layer.
+pub(super) fn pack_layer(
+    layer: BorrowedFd<'_>,
+    file: File,
+    shown: &str,
+    compression: Compression,
+    meter: &mut Meter<'_>,
+) -> Result<Packed, Error> {
+    pack(file, shown, compression, |out| {
+        let mut tarball = Tarball::new(Named { inner: out, path: shown });
+        walk::layer(layer, &mut tarball, meter)?;
+        tarball.to.put(&END)
+    })
+}
+
 /// Writes one layer as a blob; returns its diff id unless that equals the blob's digest.
 fn tar(
     layer: BorrowedFd<'_>,
@@ -336,12 +386,12 @@ fn tar(
 }
 
 /// The parsed config, with its original bytes.
-struct Config<'a> {
+pub(super) struct Config<'a> {
     raw: Option<&'a [u8]>,
     fields: Map<String, Value>,
 }
 
-fn parse(raw: &[u8]) -> Result<Config<'_>, Error> {
+pub(super) fn parse(raw: &[u8]) -> Result<Config<'_>, Error> {
     let what = "the image config";
     if raw.len() as u64 > MAX_JSON {
         return Err(too_large(what));
@@ -350,7 +400,7 @@ fn parse(raw: &[u8]) -> Result<Config<'_>, Error> {
     Ok(Config { raw: Some(raw), fields })
 }
 
-fn minimal() -> Config<'static> {
+pub(super) fn minimal() -> Config<'static> {
     let fields = Map::from_iter([
         ("architecture".to_owned(), host_architecture().into()),
         ("os".to_owned(), "linux".into()),
@@ -360,7 +410,7 @@ fn minimal() -> Config<'static> {
 }
 
 /// Returns the config with these diff ids. One that has them already keeps its bytes, and so the image keeps its id.
-fn with_diff_ids(config: Config<'_>, diff_ids: &[Digest]) -> Vec<u8> {
+pub(super) fn with_diff_ids(config: Config<'_>, diff_ids: &[Digest]) -> Vec<u8> {
     let rootfs = json!({
         "type": "layers",
         "diff_ids": diff_ids.iter().map(Digest::to_string).collect::<Vec<_>>(),

@@ -10,6 +10,7 @@
 //! written under a temporary name beside the target, and removed on an error or a cancellation.
 
 mod layout;
+mod push;
 mod tarball;
 mod target;
 mod temporary;
@@ -18,6 +19,7 @@ mod walk;
 mod write;
 
 pub use layout::config_with_layer;
+pub use push::{Progress, Pushed, PushedLayer, Pushing, push};
 pub use target::{Compression, Exported, ExportedImage, Format, LeftOut, ROOTFS, Target};
 pub(crate) use write::tree;
 pub use write::{export, export_into};

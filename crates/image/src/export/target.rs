@@ -114,6 +114,20 @@ impl fmt::Display for Format {
     }
 }
 
+impl FromStr for Compression {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "gzip" => Ok(Self::Gzip),
+            "zstd" => Ok(Self::Zstd),
+            _ => Err(Error::Unsupported {
+                what: format!("the compression {text:?} (known are gzip and zstd)"),
+            }),
+        }
+    }
+}
+
 impl FromStr for Format {
     type Err = Error;
 

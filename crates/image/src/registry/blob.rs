@@ -60,6 +60,11 @@ impl RemoteBlob {
         }
     }
 
+    /// As [`RemoteBlob::receive`], from this offset on.
+    pub(crate) fn receive_from<'a>(&'a self, from: u64, stop: &'a Stop<'a>) -> Received<'a> {
+        Received { at: from, ..self.receive(stop, self.size, None) }
+    }
+
     /// Receives the rest of a blob of which a part is there, and returns whether the whole is what it should be. It
     /// is not unpacked meanwhile: after a crash, or because of a server, the part may be of anything.
     pub(crate) fn complete(&self, partial: &mut Partial, stop: &Stop<'_>, limit: u64) -> Result<bool, Error> {

@@ -61,7 +61,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) content: &'a dyn Content,
 }
 
-impl Content for [u8] {
+impl Content for Vec<u8> {
     fn open<'a>(&'a self, from: u64, _: &'a Stop<'a>) -> Result<Box<dyn Read + Send + 'a>, Error> {
         Ok(Box::new(self.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default()))
     }

@@ -110,14 +110,33 @@ pub(super) fn layers(
     what: &str,
     blob: impl Fn(&Descriptor, &Digest) -> Blob,
 ) -> Result<Vec<Layer>, Error> {
-    let (count, ids) = (manifest.layers.len(), config.diff_ids.len());
-    if count != ids {
-        let why = format!("{count} layers, but the config has {ids} diff ids");
+    let mut layers = Vec::with_capacity(manifest.layers.len());
+    let (budget, mut seen, mut contents) = (Arc::default(), HashSet::new(), HashSet::new());
+    for ((layer, diff_id), (id, base)) in
+        manifest.layers.iter().zip(&config.diff_ids).zip(ids(manifest, config, what)?)
+    {
+        // For a layer that is not unpacked now only the diff id is reliable, because its chain id is derived from it.
+        let again = !seen.insert(&layer.digest) | !contents.insert(diff_id);
+        layers.push(Layer::new(id.as_hex().to_owned(), blob(layer, diff_id), base, again, &budget));
+    }
+    Ok(layers)
+}
+
+/// Returns the chain id of each layer, bottom first, and its base directory.
+///
+/// # Errors
+/// The manifest and the config are not of one image; [`Error::Unsupported`].
+pub(crate) fn ids(
+    manifest: &Manifest,
+    config: &ImageConfig,
+    what: &str,
+) -> Result<Vec<(Digest, Option<Base>)>, Error> {
+    let (count, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
+    if count != diff_ids {
+        let why = format!("{count} layers, but the config has {diff_ids} diff ids");
         return Err(Error::Corrupt { what: what.into(), why });
     }
-    let mut layers = Vec::with_capacity(count);
-    let (budget, mut seen, mut contents) = (Arc::default(), HashSet::new(), HashSet::new());
-    let mut chain: Option<Digest> = None;
+    let (mut ids, mut chain) = (Vec::with_capacity(count), None::<Digest>);
     for (layer, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
         if layer.media_type.ends_with("+encrypted") {
             return Err(Error::Unsupported { what: format!("layer media type {:?}", layer.media_type) });
@@ -127,12 +146,10 @@ pub(super) fn layers(
         if let Some(base) = &base {
             id = Digest::of(format!("{id} base-directory:{base}").as_bytes());
         }
-        // For a layer that is not unpacked now only the diff id is reliable, because its chain id is derived from it.
-        let again = !seen.insert(&layer.digest) | !contents.insert(diff_id);
-        layers.push(Layer::new(id.as_hex().to_owned(), blob(layer, diff_id), base, again, &budget));
+        ids.push((id.clone(), base));
         chain = Some(id);
     }
-    Ok(layers)
+    Ok(ids)
 }
 
 /// Returns the http and https URLs of a descriptor, in order of preference; `None` if it has no URLs at all. Other

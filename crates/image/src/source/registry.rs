@@ -65,6 +65,6 @@ fn open(puller: &Puller, opening: &Opening<'_>) -> Result<Image, Error> {
 }
 
 /// Whether its publisher keeps a layer out of registries (OCI image spec, "Non-Distributable Layers").
-fn is_foreign(layer: &Descriptor) -> bool {
+pub(crate) fn is_foreign(layer: &Descriptor) -> bool {
     layer.media_type.contains(".nondistributable.") || layer.media_type.contains(".foreign.")
 }
