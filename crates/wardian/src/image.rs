@@ -88,6 +88,8 @@ enum Command {
         #[arg(short, long)]
         quiet: bool,
     },
+    /// Send an image to a registry; what is there already is not sent again
+    Push(registry::Push),
     /// List the tags that a repository has at its registry
     Tags {
         /// The repository: alpine, HOST:PORT/REPOSITORY
@@ -174,6 +176,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             done?;
         }
         Command::Pull { names, quiet } => return registry::pull(&place, &names, quiet),
+        Command::Push(push) => registry::push(&place, &push)?,
         Command::Tags { name } => registry::tags(&place, &name)?,
         Command::Login(login) => registry::login(&place, &login)?,
         Command::Logout { registry } => registry::logout(&registry)?,
@@ -670,7 +673,7 @@ fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
             file.map_err(|source| wardian_image::Error::Io { op: "open", path: OUTPUT.into(), source })?;
         export::export_into(&dirs, config, &names, format, file, OUTPUT, &watch)
     };
-    let exported = match watch::bar("exporting", bytes, || watch.bytes_read(), work) {
+    let exported = match watch::bar("exporting", || (watch.bytes_read(), bytes), work) {
         Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
             bail!("{path} exists; --force replaces a file")
         }

@@ -202,14 +202,17 @@ pub fn spinner<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Does work of a known size in bytes, with a progress bar.
-pub fn bar<T>(what: &'static str, size: u64, done: impl Fn() -> u64 + Send, work: impl FnOnce() -> T) -> T {
+/// Does work of a known size in bytes, with a progress bar. `done` returns the bytes done, and those of the whole, which may
+/// grow.
+pub fn bar<T>(what: &'static str, done: impl Fn() -> (u64, u64) + Send, work: impl FnOnce() -> T) -> T {
     drawn(work, move |end| {
-        let bar = ProgressBar::new(size);
+        let bar = ProgressBar::new(done().1);
         bar.set_style(style("  {msg} {bar:30} {bytes:>11} of {total_bytes} {elapsed}"));
         bar.set_message(what);
         while goes_on(end) {
-            bar.set_position(done());
+            let (position, size) = done();
+            bar.set_length(size);
+            bar.set_position(position);
         }
         bar.finish_and_clear();
     })

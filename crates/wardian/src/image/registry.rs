@@ -1,9 +1,10 @@
-//! `wardian image pull`, `tags`, `login` and `logout`.
+//! `wardian image pull`, `push`, `tags`, `login` and `logout`.
 
 use super::{each, stays, wait_durable, warn, watched};
+use crate::exit::mistake;
 use crate::print;
 use crate::store::Place;
-use crate::watch::Interrupts;
+use crate::watch::{self, Interrupts};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args as ClapArgs;
 use serde_json::json;
@@ -11,8 +12,10 @@ use std::io::{IsTerminal as _, Read as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use wardian_image::export::{self, Compression};
 use wardian_image::reference::short;
-use wardian_image::registry::{ImageName, Known, Login as Kept};
+use wardian_image::registry::{ImageName, Known, Login as Kept, Sent};
+use wardian_image::{Opening, Source, Watch, Way};
 use wardian_store::{Phase, Pull, Reference};
 
 /// The longest password in bytes; some are tokens of some kilobytes.
@@ -30,6 +33,23 @@ pub struct Login {
     /// Read the password from standard input; without it, it is asked for on the terminal
     #[arg(long)]
     password_stdin: bool,
+}
+
+/// `wardian image push`.
+#[derive(Debug, ClapArgs)]
+pub struct Push {
+    /// Its name in the store
+    name: String,
+    /// What to call it at its registry: HOST[:PORT]/REPOSITORY[:TAG], or USER/REPOSITORY of Docker Hub [default: its name in
+    /// the store, made full: busybox is docker.io/library/busybox:latest]
+    #[arg(value_name = "DEST")]
+    dest: Option<String>,
+    /// How to compress layers whose blobs are not to be had as they were imported: gzip, which everybody reads, or zstd
+    #[arg(long, value_name = "KIND", default_value = "gzip")]
+    compression: Compression,
+    /// Print the digest alone
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 /// Pulls each image, also after a failure.
@@ -70,6 +90,94 @@ pub fn pull(place: &Place, names: &[String], quiet: bool) -> Result<ExitCode> {
         print::json(&done)?;
     }
     result
+}
+
+/// Pushes an image of the store.
+pub fn push(place: &Place, asked_for: &Push) -> Result<()> {
+    let Push { name, dest, compression, quiet } = asked_for;
+    let dest = match dest.as_deref().unwrap_or(name) {
+        uri if uri.starts_with("docker://") => ImageName::of_uri(uri),
+        name => ImageName::parse(name),
+    };
+    let dest = dest.map_err(mistake)?;
+    let (known, remote) = place.registries()?;
+    let store = place.open_existing()?;
+    let (named, documents) = store.read_image(name)?;
+    let image = store.image(name)?;
+    let dirs = image.layer_dirs().context("open the layers")?;
+    let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
+    let watch = Arc::new(Watch::default());
+    let cancel = Arc::clone(&watch);
+    let interrupts = Interrupts::catch(move || cancel.cancel())?;
+    let progress = export::Progress::default();
+    let work = || {
+        let cancelled = || watch.is_cancelled();
+        let source = origin(&named.source);
+        let from = source.as_ref().and_then(Source::image_name);
+        let pusher = known.pusher(&remote, &dest, from)?;
+        // Without them the layers are exported.
+        let puller = from.and_then(|from| known.puller(&remote, from, None).ok());
+        let opening = Opening { cancelled: &cancelled, ..Opening::default() };
+        let opened = source.as_ref().filter(|_| from.is_none());
+        let opened = opened.and_then(|source| source.open_in(&remote, &opening).ok());
+        let pushing = export::Pushing {
+            layers: &dirs,
+            chain_ids: &image.chain_ids(),
+            manifest: documents.manifest.as_deref().map(str::as_bytes),
+            config: documents.config.as_deref().map(str::as_bytes),
+            puller: puller.as_ref(),
+            opened: opened.as_ref(),
+            compression: *compression,
+            scratch: &|| store.scratch(),
+            in_place: &|| store.is_in_place(&image),
+        };
+        export::push(&pushing, &pusher, &progress, &watch)
+    };
+    let pushed = watch::bar("pushing", || progress.bytes(), work);
+    if pushed.is_err() {
+        interrupts.check(
+            "interrupted: the image was not pushed, and its tag is what it was; layers that the registry has whole are not sent \
+             again",
+        )?;
+    }
+    let pushed = pushed?;
+    drop(interrupts);
+    let dest = dest.to_string();
+    if place.json {
+        return print::json(&json!({
+            "name": dest, "digest": pushed.digest, "id": pushed.config.as_hex(), "layers": pushed.layers,
+        }));
+    }
+    if *quiet {
+        return print::text(&format!("{}\n", pushed.digest));
+    }
+    let sum = |how| pushed.layers.iter().filter(move |layer| layer.how == how);
+    let bytes = sum(Sent::Sent).map(|layer| layer.size).sum();
+    let mut what = match sum(Sent::Sent).count() {
+        0 => vec!["no layer had to be sent".to_owned()],
+        sent => vec![format!("{} sent, {}", print::count(sent, "layer"), print::bytes(bytes))],
+    };
+    let mounted = sum(Sent::Mounted).count();
+    if mounted > 0 {
+        what.push(format!("{} mounted from another repository", print::count(mounted, "layer")));
+    }
+    let exported = pushed.layers.iter().filter(|layer| layer.exported).count();
+    if exported > 0 {
+        what.push(format!(
+            "{} made anew, as what was imported is not to be had",
+            print::count(exported, "layer")
+        ));
+    }
+    print::text(&format!("{}  {dest} ({})\n", pushed.digest, what.join("; ")))
+}
+
+/// Returns where an image came from, if its layers may be had from there as they are.
+fn origin(source: &str) -> Option<Source> {
+    if wardian_image::App::parse(source).ok()?.is_some() {
+        return None;
+    }
+    // A directory would be scanned as a whole, and has no blobs.
+    Source::parse(source).ok().filter(|source| source.way() != Way::Tree)
 }
 
 /// Runs what asks a registry; Ctrl-C cancels it.
@@ -128,7 +236,12 @@ pub fn login(place: &Place, asked_for: &Login) -> Result<()> {
     };
     ensure!(!password.is_empty(), "the password is empty");
     let login = Kept::Basic { user, password };
-    asked(|cancelled| known.try_login(&remote, &asked_for.registry, &login, cancelled))?;
+    if !asked(|cancelled| known.try_login(&remote, &asked_for.registry, &login, cancelled))? {
+        print::note(&format!(
+            "{} asks nobody for a password, so nothing can be said of this one",
+            print::tame(&asked_for.registry)
+        ));
+    }
     known.credentials().keep(&asked_for.registry, &login)?;
     let file = known.credentials().own().display();
     print::text(&format!("logged in at {}, kept in {file}\n", print::tame(&asked_for.registry)))
