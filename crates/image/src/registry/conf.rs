@@ -451,8 +451,9 @@ impl Registries {
     }
 
     /// Returns a registry without a repository.
-    pub(super) fn bare_endpoint(&self, registry: &str) -> Endpoint {
-        let of_registry = |table: &&Table| table.prefix == registry && table.location.is_empty();
+    pub(crate) fn bare_endpoint(&self, registry: &str) -> Endpoint {
+        let of_registry =
+            |table: &&Table| table.prefix == registry && ["", registry].contains(&table.location.as_str());
         let insecure = self.tables.iter().find(of_registry).is_some_and(|table| table.insecure);
         self.endpoint(registry, String::new(), insecure)
     }

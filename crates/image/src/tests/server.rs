@@ -135,6 +135,9 @@ pub(super) struct Server {
 
 /// Returns the response to a request, which is the last one of these.
 type Script = Arc<dyn Fn(&[String]) -> Reply + Send + Sync>;
+/// Returns after how many bytes of a request's body the connection is closed, from the request's head and the number of
+/// requests before it.
+type Cut = fn(&str, usize) -> Option<usize>;
 
 impl Server {
     /// Answers the requests in this order; the last answer is for all that follow.
@@ -151,6 +154,15 @@ impl Server {
         script: impl Fn(&[String]) -> Reply + Send + Sync + 'static,
         tls: Option<Arc<ServerConfig>>,
     ) -> Self {
+        Self::cutting(script, tls, |_, _| None)
+    }
+
+    /// As [`Server::by`], and closes connections in the middle of requests.
+    pub(super) fn cutting(
+        script: impl Fn(&[String]) -> Reply + Send + Sync + 'static,
+        tls: Option<Arc<ServerConfig>>,
+        cut: Cut,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (requests, done) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
@@ -158,6 +170,7 @@ impl Server {
         let thread = thread::spawn({
             let serving = Serving {
                 script: Arc::new(script),
+                cut,
                 requests: Arc::clone(&requests),
                 sent: Arc::clone(&sent),
             };
@@ -205,6 +218,7 @@ impl Drop for Server {
 #[derive(Clone)]
 struct Serving {
     script: Script,
+    cut: Cut,
     requests: Arc<Mutex<Vec<String>>>,
     sent: Arc<AtomicU64>,
 }
@@ -242,11 +256,16 @@ fn serve(stream: impl Read + Write, serving: &Serving) {
             return;
         }
     }
-    let mut body = vec![0; length(&request)];
+    let cut = (serving.cut)(&request, serving.requests.lock().unwrap().len());
+    let mut body = vec![0; cut.unwrap_or_else(|| length(&request))];
     if stream.read_exact(&mut body).is_err() {
         return;
     }
-    request += &String::from_utf8(body).unwrap();
+    request += &String::from_utf8_lossy(&body);
+    if cut.is_some() {
+        serving.requests.lock().unwrap().push(request);
+        return;
+    }
     let reply = {
         let mut requests = serving.requests.lock().unwrap();
         requests.push(request.clone());

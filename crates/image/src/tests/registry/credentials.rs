@@ -5,20 +5,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::super::tls::{authority, config};
 use super::*;
 
-fn basic() -> Option<Login> {
+pub(super) fn basic() -> Option<Login> {
     Some(Login::Basic { user: "us er".into(), password: "SECRET-p&w".into() })
 }
 
-fn identity() -> Option<Login> {
+pub(super) fn identity() -> Option<Login> {
     Some(Login::Identity("SECRET-identity".into()))
 }
 
-fn field<'a>(request: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(request: &'a str, name: &str) -> Option<&'a str> {
     let fields = request.lines().filter_map(|line| line.split_once(": "));
     fields.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
 }
 
-fn unauthorized(challenge: &str) -> Reply {
+pub(super) fn unauthorized(challenge: &str) -> Reply {
     let body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
     Reply { status: 401, ..Reply::of(body) }.with("WWW-Authenticate", challenge)
 }
@@ -47,7 +47,7 @@ fn of_tokens_by(made: &Made, realm: &str, uses: usize, tls: Option<Arc<ServerCon
 }
 
 /// A token server, which gives another token each time.
-fn tokens() -> Server {
+pub(super) fn tokens() -> Server {
     tokens_by(None)
 }
 

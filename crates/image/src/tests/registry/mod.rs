@@ -3,8 +3,11 @@
 mod blobs;
 mod credentials;
 mod documents;
+mod login;
 mod mirrors;
+mod push;
 mod real;
+mod sending;
 
 use std::collections::HashMap;
 use std::fs::File;

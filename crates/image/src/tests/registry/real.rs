@@ -19,10 +19,10 @@ const HTPASSWD: &str = "user:$2y$05$fyAnQzbF9XvW3llNUegoeeYd324SzrS4HA5hb5L3/Fs3
 const AUTHORIZATION: &str = "Authorization: Basic dXNlcjpwYXNzIHdvcmQ=\r\n";
 
 /// A registry of this test alone; it ends with it.
-struct Registry {
+pub(super) struct Registry {
     child: Child,
     reader: Option<JoinHandle<()>>,
-    host: String,
+    pub(super) host: String,
     tls: Option<Arc<ClientConfig>>,
     _dir: tempfile::TempDir,
 }
@@ -38,7 +38,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    fn start(authority: Option<&Authority>, passwords: bool) -> Self {
+    pub(super) fn start(authority: Option<&Authority>, passwords: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let mut config = format!(
@@ -132,13 +132,13 @@ impl Registry {
         assert_eq!(status, 201, "{head}");
     }
 
-    fn push(&self, repository: &str, tag: &str, made: &Made) {
+    pub(super) fn push(&self, repository: &str, tag: &str, made: &Made) {
         self.push_blob(repository, &made.config);
         self.push_blob(repository, &made.blob);
         self.push_manifest(repository, tag, made.media_type, &made.manifest);
     }
 
-    fn name(&self, repository: &str, tag: &str) -> ImageName {
+    pub(super) fn name(&self, repository: &str, tag: &str) -> ImageName {
         ImageName::parse(&format!("{}/{repository}:{tag}", self.host)).unwrap()
     }
 }
@@ -151,14 +151,14 @@ fn zstd(data: &[u8]) -> Vec<u8> {
 }
 
 /// Pulls an image, and returns the text of its file `a`.
-fn pull(client: &Client, name: ImageName, login: Option<Login>) -> Result<(Image, String), Error> {
+pub(super) fn pull(client: &Client, name: ImageName, login: Option<Login>) -> Result<(Image, String), Error> {
     let endpoints = vec![(Endpoint::of(&name), login)];
     let image = client.open(name, endpoints)?;
     client.unpack(&image, &Watch::default())?;
     Ok((image, client.cage.text("a")))
 }
 
-fn never() -> bool {
+pub(super) fn never() -> bool {
     false
 }
 
