@@ -267,7 +267,7 @@ impl Registry {
             match tries.ask(&ask) {
                 Ok(_) => return Ok(self.access.was_asked_for()),
                 Err(failure) => {
-                    tries.after(failure, &location).map_err(|error| self.access.not_accepted(error))?
+                    tries.after(failure, &location).map_err(|error| self.access.not_accepted(error))?;
                 }
             }
         }

@@ -205,7 +205,7 @@ impl<'a> Tries<'a> {
                 return Ok((client, response));
             }
             let request = Refused { location: ask.location, sent, renewed, head: ask.method == Method::HEAD };
-            self.refused(request, &client, response)?;
+            self.refused(&request, &client, response)?;
             renewed = true;
         }
     }
@@ -225,7 +225,7 @@ impl<'a> Tries<'a> {
     /// request is to be sent once more.
     pub(super) fn refused(
         &self,
-        request: Refused<'_>,
+        request: &Refused<'_>,
         client: &Arc<Client>,
         response: Response,
     ) -> Result<(), Failure> {

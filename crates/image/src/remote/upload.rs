@@ -16,9 +16,9 @@ use reqwest::header::{
 use reqwest::{Body, Method, Response, StatusCode};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::client::Client;
+use super::client::{Client, Waited};
 use super::location::Location;
-use super::try_again::{Failure, Refused, Tries};
+use super::try_again::{Failure, Refused, Tries, failed};
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 use crate::format::stream::stream_error;
@@ -71,17 +71,23 @@ struct Flow {
     taken: AtomicU64,
     /// Whether the connection waits for the reader.
     starves: AtomicBool,
+    /// Whether it has taken all, so that the registry stores it.
+    whole: AtomicBool,
 }
 
 impl Flow {
-    /// Returns once nothing was taken for this long although there was something.
+    /// Returns once nothing was taken for `patience` although there was something, or all was taken and the registry was
+    /// waited for so much longer as it may need to store it.
     async fn stalls(&self, patience: Duration) {
-        loop {
-            let before = self.taken.load(Ordering::Relaxed);
+        let (mut before, mut waits) = (u64::MAX, 0);
+        while waits < if self.whole.load(Ordering::Relaxed) { STORING } else { 1 } {
             tokio::time::sleep(patience).await;
-            if !self.starves.load(Ordering::Relaxed) && self.taken.load(Ordering::Relaxed) == before {
-                return;
-            }
+            let taken = self.taken.load(Ordering::Relaxed);
+            waits = match taken == before && !self.starves.load(Ordering::Relaxed) {
+                true => waits + 1,
+                false => 0,
+            };
+            before = taken;
         }
     }
 }
@@ -112,6 +118,7 @@ impl http_body::Body for Outgoing {
             Poll::Ready(None) => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
             Poll::Ready(Some(piece)) => {
                 self.left = self.left.saturating_sub(piece.len() as u64);
+                self.flow.whole.store(self.left == 0, Ordering::Relaxed);
                 self.flow.taken.fetch_add(1, Ordering::Relaxed);
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
@@ -172,7 +179,7 @@ impl Tries<'_> {
                 return Ok((response.status(), response.headers().clone()));
             }
             let request = Refused { location: put.location, sent, renewed, head: false };
-            self.refused(request, &client, response)?;
+            self.refused(&request, &client, response)?;
             renewed = true;
         }
     }
@@ -213,7 +220,14 @@ impl Tries<'_> {
             let fed = feeder.join().map_err(|_| Error::Thread { what, why: "it panicked".into() })?;
             Ok::<_, Error>((waited, fed))
         })?;
-        let response = self.received(client, location, waited, patience, true);
+        let whole = flow.whole.load(Ordering::Relaxed);
+        let response = match waited {
+            Waited::TooLong if !whole => {
+                let why = format!("the server hangs: it took nothing more in {patience:?}");
+                Err(Failure::Again { error: failed(location, why), pause: None })
+            }
+            waited => self.received(client, location, waited, patience.saturating_mul(STORING), true),
+        };
         let answered = response.as_ref().is_ok_and(|(_, response): &(_, Response)| {
             response.status().is_success() || response.status().is_client_error()
         });
@@ -229,7 +243,7 @@ impl Tries<'_> {
         if response.status().is_success() {
             return Ok(Streamed::Done(response.headers().clone()));
         }
-        self.refused(Refused { location, sent, renewed, head: false }, &client, response)?;
+        self.refused(&Refused { location, sent, renewed, head: false }, &client, response)?;
         Ok(Streamed::Renewed)
     }
 }
