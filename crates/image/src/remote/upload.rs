@@ -131,7 +131,7 @@ impl http_body::Body for Outgoing {
 }
 
 /// Reads what is to be sent, until nobody takes it any more.
-fn feed(rest: &mut Rest<'_>, pieces: &Sender<Bytes>) -> Result<(), Error> {
+fn feed(rest: &mut Rest<'_>, client: &Client, pieces: &Sender<Bytes>) -> Result<(), Error> {
     let mut left = rest.length;
     while left > 0 {
         let mut piece = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
@@ -145,8 +145,10 @@ fn feed(rest: &mut Rest<'_>, pieces: &Sender<Bytes>) -> Result<(), Error> {
         }
         piece.truncate(n);
         left -= n as u64;
-        if pieces.blocking_send(piece.into()).is_err() {
-            return Ok(());
+        // A connection that is stuck may keep the other end of the channel after its request was dropped.
+        match client.wait(rest.reading, Duration::MAX, pieces.send(piece.into())) {
+            Waited::Done(Ok(())) => {}
+            Waited::Done(Err(_)) | Waited::Stopped | Waited::TooLong => return Ok(()),
         }
         rest.sent.fetch_add(n as u64, Ordering::Relaxed);
     }
@@ -209,17 +211,21 @@ impl Tries<'_> {
         let (limit, reading) = (self.left(location)?, rest.reading);
         let patience = self.remote.settings().patience;
         let what = rest.what.to_owned();
+        let feeding = &*client;
         let (waited, fed) = thread::scope(|scope| {
             let builder = thread::Builder::new().name("layer-send".into());
             let feeder = builder
-                .spawn_scoped(scope, move || feed(&mut rest, &pieces))
+                .spawn_scoped(scope, move || feed(&mut rest, feeding, &pieces))
                 .map_err(|e| Error::Thread { what: what.clone(), why: e.to_string() })?;
-            // The request is dropped at the end of the wait, and the feeder's channel with it.
             let waited = client.wait_for_flow(self.stop, limit, flow.stalls(patience), request.send());
             reading.give_up();
             let fed = feeder.join().map_err(|_| Error::Thread { what, why: "it panicked".into() })?;
             Ok::<_, Error>((waited, fed))
         })?;
+        if matches!(waited, Waited::TooLong | Waited::Stopped) {
+            // Its connection would go on with what it has.
+            self.remote.forget(&client, self.by);
+        }
         let whole = flow.whole.load(Ordering::Relaxed);
         let response = match waited {
             Waited::TooLong if !whole => {
