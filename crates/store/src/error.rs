@@ -99,6 +99,14 @@ pub enum Error {
         /// The image as it was asked for.
         name: String,
     },
+    /// The image is not in the store, and there is no registry that can be asked for it.
+    #[error("there is no image {name:?} in the store, and no registry can be asked for it")]
+    NotAsked {
+        /// The image as it was asked for.
+        name: String,
+        /// Why not.
+        source: wardian_image::Error,
+    },
     /// No registry that is searched for a short name has given it.
     #[error("no registry has given {name:?}{}", each(.failures))]
     Nowhere {

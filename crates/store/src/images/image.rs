@@ -41,7 +41,10 @@ pub enum Error {
         name: String,
     },
     /// No image has this name.
-    #[error("there is no image {name:?} in the store; `wardian image ls` lists them")]
+    #[error(
+        "there is no image {name:?} in the store; `wardian image ls` lists them, and `wardian image pull` fetches one from a \
+         registry"
+    )]
     Unknown {
         /// The name.
         name: String,

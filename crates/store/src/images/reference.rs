@@ -69,6 +69,14 @@ impl Reference {
         self
     }
 
+    /// Says that an image from a registry gets no name in the store: its layers are collected once no root file system
+    /// uses them.
+    #[must_use]
+    pub fn unnamed(mut self) -> Self {
+        self.terms.unnamed = true;
+        self
+    }
+
     /// Says as whom the image's registry is asked. The image gets no name in the store then, under which others could
     /// have it.
     ///

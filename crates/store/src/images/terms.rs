@@ -63,6 +63,15 @@ pub(crate) struct Terms {
     pub(crate) pull: Option<Pull>,
     /// The login that came with the request.
     pub(crate) login: Option<Login>,
+    /// Whether the image gets no name, though there is no login.
+    pub(crate) unnamed: bool,
+}
+
+impl Terms {
+    /// Whether the image gets the name in the store that it has at its registry, under which others may have it.
+    pub(crate) fn is_named(&self) -> bool {
+        self.login.is_none() && !self.unnamed
+    }
 }
 
 #[cfg(test)]

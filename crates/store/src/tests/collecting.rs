@@ -1,6 +1,7 @@
 //! Garbage collection.
 
 use super::*;
+use crate::layers::partial::{self, Which};
 
 /// Makes a tar with one file of this many kilobytes.
 fn sized(dir: &Path, name: &str, kilobytes: usize) -> String {
@@ -173,4 +174,37 @@ fn an_app_is_not_unpacked_on_what_was_thrown_away() {
     assert_eq!(store.at_hand(&refer(&with_app)).unwrap().unwrap().chain_ids(), image.chain_ids());
     store.collect(0).unwrap();
     assert!(store.at_hand(&refer(&with_app)).unwrap().is_none());
+}
+
+/// What is kept of pulls is for the next try: it goes when somebody asks for space, or is old.
+#[test]
+fn parts_of_blobs_go_when_they_are_asked_for_or_old() {
+    needs!(Root);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let partials = dir.path().join("store/partial");
+    let make = |name: &str| {
+        let file = fs::File::create(partials.join(name)).unwrap();
+        std::io::Write::write_all(&mut &file, &vec![7; 2 << 20]).unwrap();
+        file
+    };
+    let count = || entries(dir.path(), "partial");
+    let (old, _new) = (make("sha256-old"), make("sha256-new"));
+    store.import(&refer(&sized(dir.path(), "a", 10)), Some("a"), &Progress::default()).unwrap();
+    assert_eq!(store.remove_image("a", false).unwrap().partial_bytes, 0);
+    assert_eq!((store.collect(0).unwrap().partial_bytes, count()), (0, 2));
+    partial::sweep(&store.0.layout, Which::Old, false);
+    assert_eq!(count(), 2);
+    let day = std::time::Duration::from_secs(25 * 3600);
+    old.set_modified(std::time::SystemTime::now() - day).unwrap();
+    partial::sweep(&store.0.layout, Which::Old, false);
+    assert_eq!(count(), 1);
+    assert!(store.usage().unwrap().partial_bytes >= 2 << 20);
+    assert!(store.find_garbage(Garbage::Unnamed).unwrap().partial_bytes >= 2 << 20);
+    assert_eq!(count(), 1);
+    // One that is being received stays.
+    let received = make("sha256-received");
+    rustix::fs::flock(&received, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(store.collect_garbage(Garbage::Unnamed, None).unwrap().partial_bytes >= 2 << 20);
+    assert_eq!(count(), 1);
 }

@@ -276,12 +276,12 @@ impl Store {
         self.0.collect(Garbage::Until(target_bytes), None)
     }
 
-    /// Collects unused layers; with `only`, no others than these.
+    /// Collects unused layers, with `only` no others than these, and what is kept of pulls that ended early.
     ///
     /// # Errors
     /// As [`Store::collect`].
     pub fn collect_garbage(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
-        self.0.collect(garbage, only)
+        self.0.collect_all(garbage, only)
     }
 
     /// Returns what [`Store::collect_garbage`] would collect now.

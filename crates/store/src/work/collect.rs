@@ -48,7 +48,7 @@ pub struct Collected {
     pub images: Vec<String>,
     /// The bytes that are freed once the reaper has deleted the layers.
     pub freed_bytes: u64,
-    /// Bytes of blobs whose fetch ended early, which are freed, too.
+    /// The bytes that were kept of blobs whose fetch ended early, and are freed, too.
     pub partial_bytes: u64,
     /// The bytes of the layers that stay.
     pub kept_bytes: u64,
@@ -83,9 +83,6 @@ impl Inner {
         let done = self
             .choose(&images, garbage, only, &mut |record| self.condemn(&record.chain_id, &record.instance));
         let mut done = done?;
-        if only.is_none() {
-            done.partial_bytes = partial::sweep(&self.layout, Which::All, false);
-        }
         for name in std::mem::take(&mut done.images) {
             match image::remove(&self.layout, &name) {
                 Ok(()) => done.images.push(name),
@@ -102,7 +99,14 @@ impl Inner {
         Ok(done)
     }
 
-    /// Returns what [`Inner::collect`] would collect now.
+    /// As [`Inner::collect`], and what is kept of pulls that ended early goes, too: whoever asks for it wants the space.
+    pub(crate) fn collect_all(&self, garbage: Garbage, only: Option<&HashSet<String>>) -> Result<Collected> {
+        let mut done = self.collect(garbage, only)?;
+        done.partial_bytes = partial::sweep(&self.layout, Which::All, false);
+        Ok(done)
+    }
+
+    /// Returns what [`Inner::collect_all`] would collect now.
     pub(crate) fn garbage(&self, garbage: Garbage) -> Result<Collected> {
         let mut found = self.choose(&image::all(&self.layout)?, garbage, None, &mut |_| Ok(()))?;
         found.partial_bytes = partial::sweep(&self.layout, Which::All, true);

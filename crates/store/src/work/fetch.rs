@@ -89,7 +89,9 @@ impl Store {
         match &reference.below {
             Below::Name(_) => Ok(0),
             Below::Source(uri, source) => {
-                let image = self.0.read(uri, source, &|| false)?;
+                let at_registry =
+                    source.image_name().map(|name| self.0.source_at(name, reference)).transpose()?;
+                let image = self.0.read(uri, at_registry.as_ref().unwrap_or(source), &|| false)?;
                 Ok(image.layers.iter().map(wardian_image::Layer::size).sum())
             }
         }
@@ -151,7 +153,8 @@ impl Inner {
                     return Ok(image);
                 }
                 tracing::info!(name, source = wardian_image::shown(&named.source), "image.fetched-again");
-                let source = Reference::parse(&named.source)?;
+                // It has its name already.
+                let source = Reference::parse(&named.source)?.unnamed();
                 let again = self.image(&source, progress)?;
                 // Only the operator decides which image a name refers to, not whoever can write to the source. Exempt
                 // are a bare tar, whose id is only its state, and an app, which has no id of its own: the current

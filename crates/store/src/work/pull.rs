@@ -36,8 +36,18 @@ impl Inner {
         if let Some(image) = self.pulled_at_hand(reference)? {
             return Ok(Opened::Here(Box::new(image)));
         }
+        let names = match self.candidates(reference) {
+            Ok(names) => names,
+            Err(source) => {
+                return match self.kept_of(reference)? {
+                    Some(kept) if reference.pull() == Pull::Newer => Ok(not_asked(reference, kept, &source)),
+                    Some(_) => Err(image_error(&reference.shown(), source)),
+                    None => Err(Error::NotAsked { name: reference.shown(), source }),
+                };
+            }
+        };
         let mut failures = Vec::new();
-        for name in self.candidates(reference)? {
+        for name in names {
             match self.open_at(&name, reference, progress) {
                 Err(error) if error.is_cancelled() || progress.is_cancelled() => return Err(error),
                 Err(error) => failures.push((name, error)),
@@ -45,11 +55,10 @@ impl Inner {
             }
         }
         if reference.pull() == Pull::Newer
+            && let Some((_, error)) = failures.first()
             && let Some(kept) = self.kept_of(reference)?
         {
-            let why = failures.first().map(|(_, error)| wardian_sys::text::chain(error));
-            tracing::warn!(image = reference.shown(), why, "image.not-asked-for");
-            return Ok(Opened::Here(Box::new(kept.image)));
+            return Ok(not_asked(reference, kept, error));
         }
         match failures.len() {
             0 | 1 => Err(failures.pop().map_or(Error::Closed, |(_, error)| error)),
@@ -82,14 +91,10 @@ impl Inner {
     }
 
     /// The full names that the reference may mean.
-    fn candidates(&self, reference: &Reference) -> Result<Vec<ImageName>> {
+    fn candidates(&self, reference: &Reference) -> std::result::Result<Vec<ImageName>, wardian_image::Error> {
         match &reference.below {
             Below::Source(_, source) => Ok(source.image_name().cloned().into_iter().collect()),
-            Below::Name(name) => {
-                let failed = |error| image_error(name, error);
-                let registries = self.registries.registries().map_err(failed)?;
-                registries.candidates(name).map_err(|error| failed(error.into()))
-            }
+            Below::Name(name) => Ok(self.registries.registries()?.candidates(name)?),
         }
     }
 
@@ -119,13 +124,10 @@ impl Inner {
 
     fn open_at(&self, name: &ImageName, reference: &Reference, progress: &Progress) -> Result<Opened> {
         let cancelled = || progress.is_cancelled();
-        let (uri, login) = (name.uri(), reference.terms.login.as_ref());
+        let (uri, source) = (name.uri(), self.source_at(name, reference)?);
         let failed = |error| image_error(&uri, error);
-        let endpoints = self.registries.endpoints(name, login).map_err(failed)?;
-        let source = Source::of_registry(name.clone()).pulled_from(endpoints);
-        if login.is_none()
-            && let Some(Kept { image, digest: Some(digest) }) = self.kept(&name.to_string())?
-        {
+        let is_named = reference.terms.is_named();
+        if is_named && let Some(Kept { image, digest: Some(digest) }) = self.kept(&name.to_string())? {
             let found = source.find(&self.remote, &cancelled).map_err(failed)?;
             if found.is_some_and(|found| found.digest == digest) {
                 return Ok(Opened::Here(Box::new(image)));
@@ -133,8 +135,15 @@ impl Inner {
         }
         let image = self.read(&uri, &source, &cancelled)?;
         self.check_layers(&uri, image.layers.len())?;
-        let name = login.is_none().then(|| name.clone());
+        let name = is_named.then(|| name.clone());
         Ok(Opened::ToFetch(Box::new(ToFetch { uri, identity: None, image, pulled: name })))
+    }
+
+    /// Returns the image's source, with the endpoints that it is fetched from.
+    pub(crate) fn source_at(&self, name: &ImageName, reference: &Reference) -> Result<Source> {
+        let endpoints = self.registries.endpoints(name, reference.terms.login.as_ref());
+        let endpoints = endpoints.map_err(|error| image_error(&name.uri(), error))?;
+        Ok(Source::of_registry(name.clone()).pulled_from(endpoints))
     }
 
     /// Names an image that was pulled; false if layers were collected meanwhile. Does not wait for the disk: a record
@@ -149,4 +158,11 @@ impl Inner {
         // A garbage collection that did not see the name may have collected a layer.
         Ok(self.is_whole(image))
     }
+}
+
+/// Returns the store's image, because no registry has told whether there is another one.
+fn not_asked(reference: &Reference, kept: Kept, why: &dyn std::error::Error) -> Opened {
+    let why = wardian_sys::text::chain(why);
+    tracing::warn!(image = reference.shown(), why, "image.not-asked-for");
+    Opened::Here(Box::new(kept.image))
 }

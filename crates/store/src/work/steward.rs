@@ -12,6 +12,7 @@ use super::collect::Garbage;
 use crate::disk::record::Record;
 use crate::failpoints::Point;
 use crate::layers::layer::State;
+use crate::layers::partial::{self, Which};
 use crate::mounts::door::Door;
 use crate::mounts::ready::{self, Kind, Spare, Wanted};
 use crate::mounts::reaper::{self, Place};
@@ -99,6 +100,7 @@ impl Inner {
         if memory.saved_used.is_none_or(|then| then.elapsed() >= SAVE_USED) {
             memory.saved_used = Some(Instant::now());
             self.save_used();
+            partial::sweep(&self.layout, Which::Old, false);
         }
         if let Some(threshold) = self.gc_threshold
             && let Err(error) = self.collect(Garbage::Until(threshold), None)
