@@ -5,10 +5,10 @@ use std::process::Stdio;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use wardian_image::Error as ImageError;
+use wardian_image::{Error as ImageError, RegistryError};
 use wardian_store::rootfs::Error as RootfsError;
 use wardian_store::{
-    DiskLimit, Image, Owner, Parts, Phase, Progress, Published, Reference, RootfsSpec, Scope,
+    DiskLimit, Image, Login, Owner, Parts, Phase, Progress, Published, Reference, RootfsSpec, Scope,
 };
 
 use super::config::Config;
@@ -63,6 +63,20 @@ struct Mount {
     kind: &'static str,
     source: &'static str,
     options: [String; 1],
+}
+
+/// What a create is asked for.
+struct Asked<'a> {
+    image: &'a str,
+    id: &'a str,
+    /// As whom a registry is asked.
+    login: Option<Login>,
+}
+
+/// Returns the login of the command line. As with GrootFS it needs both, and the log does not show it.
+fn login(flags: &Parsed) -> Option<Login> {
+    let given = |name| flags.text(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    Some(Login::Basic { user: given("username")?, password: given("password")? })
 }
 
 /// Where the image of a create comes from.
@@ -120,7 +134,8 @@ pub fn run(config: &Config, flags: &Parsed, log: &Log) -> Result<(), Error> {
     }
     let (opened, mappings) = place::initialized(config)?;
     let metrics = Metrics::new(config, log);
-    let made = create(config, log, &metrics, &opened, &mappings, source, id);
+    let asked = Asked { image: source, id, login: login(flags) };
+    let made = create(config, log, &metrics, &opened, &mappings, &asked);
     metrics.whole("ImageCreationTime");
     // A clean that follows sends these.
     if !config.create.with_clean {
@@ -149,10 +164,9 @@ fn create(
     metrics: &Metrics<'_>,
     opened: &Opened,
     mappings: &Mappings,
-    source: &str,
-    id: &str,
+    asked: &Asked<'_>,
 ) -> Result<String, Error> {
-    let store = &opened.store;
+    let (store, id) = (&opened.store, asked.id);
     if id.contains('/') {
         return Err(Error::Slash(id.to_owned()));
     }
@@ -164,7 +178,7 @@ fn create(
         Err(wardian_store::Error::Rootfs(RootfsError::Id { .. })) => return Err(Error::BadId(id.to_owned())),
         Err(error) => return Err(error.into()),
     }
-    let source = Source::parse(source)?;
+    let source = Source::parse(asked.image)?;
     let [uids, gids] = mappings.shown();
     let settings = &config.create;
     let spec = json!({
@@ -175,7 +189,8 @@ fn create(
     });
     let log = log.session("groot-creating", &[("imageID", id.into()), ("spec", spec)]);
     log.around(|| {
-        let reference = log.session("fetching-image-info", &[]).around(|| reference(&source))?;
+        let reference =
+            log.session("fetching-image-info", &[]).around(|| reference(&source, asked.login.as_ref()))?;
         let progress = Progress::default();
         let image = log
             .session("pulling-image-layers", &[])
@@ -197,11 +212,52 @@ fn create(
     })
 }
 
-fn reference(source: &Source) -> Result<Reference, Error> {
-    Reference::parse(&source.address).map_err(|error| match cause(&error) {
+/// Returns what the store is asked for. As with GrootFS, an image of a registry is asked for each time, as the user of
+/// the command line or as nobody, and `clean` collects its layers once no root file system has them.
+fn reference(source: &Source, login: Option<&Login>) -> Result<Reference, Error> {
+    let reference = Reference::parse(&source.address).map_err(|error| match cause(&error) {
         Some(ImageError::Missing { .. }) => Error::NoSource,
+        Some(ImageError::Name(error)) => Error::Url(chain(error)),
         _ => Error::Url(chain(&error)),
-    })
+    })?;
+    match login.filter(|_| reference.is_pulled()) {
+        None => Ok(reference.unnamed()),
+        Some(login) => Ok(reference.with_login(login.clone())?),
+    }
+}
+
+/// The registry's error, if that is the cause; with several endpoints it is none of a single one.
+fn registry_error(error: &ImageError) -> Option<&RegistryError> {
+    let ImageError::Registry { source } = error else { return None };
+    match &**source {
+        RegistryError::Manifest { source, .. }
+        | RegistryError::Config { source, .. }
+        | RegistryError::Blob { source, .. } => registry_error(source),
+        error => Some(error),
+    }
+}
+
+/// Translates an error of a registry to what GrootFS says.
+fn registry_failure(error: &RegistryError) -> Error {
+    match error {
+        RegistryError::Manifest { source, .. }
+        | RegistryError::Config { source, .. }
+        | RegistryError::Blob { source, .. } => match registry_error(source) {
+            Some(RegistryError::Untrusted { .. }) => return Error::Insecure,
+            Some(denied @ RegistryError::Denied { .. }) => return Error::Denied(denied.to_string()),
+            Some(RegistryError::NoManifest { image, .. }) => {
+                let (repository, tag) = image.rsplit_once([':', '@']).unwrap_or((image, ""));
+                return Error::Reference(format!("reading manifest {tag} in {repository}: manifest unknown"));
+            }
+            _ => {}
+        },
+        _ => {}
+    }
+    match error {
+        RegistryError::Manifest { source, .. } => Error::Reference(chain(source)),
+        RegistryError::Config { source, .. } => Error::Configuration(chain(source)),
+        other => Error::Pull(chain(other)),
+    }
 }
 
 /// The error of the image's source or of a layer, if that is the cause.
@@ -264,6 +320,8 @@ fn failure(error: &wardian_store::Error, limited: bool) -> Error {
         digest.map_or_else(|| what.to_owned(), |digest| format!("streaming blob `{digest}`"))
     };
     match cause(error) {
+        Some(ImageError::Registry { source }) => registry_failure(source),
+        Some(ImageError::Registries(error)) => Error::Reference(chain(error)),
         Some(ImageError::Missing { .. }) => Error::NoSource,
         Some(ImageError::Directory { .. }) => Error::Directory,
         Some(ImageError::Select { why, .. }) => Error::Reference(why.clone()),
@@ -410,10 +468,14 @@ mod tests {
             fails(dir.path().to_str().unwrap()),
             "invalid base image: directory provided instead of a tar file"
         );
-        // Nothing of them can be fetched yet, or ever.
-        for address in ["docker:///busybox", "ftp:///x"] {
-            let error = reference(&Source::parse(address).unwrap()).unwrap_err().to_string();
-            assert!(error.contains("parsing url failed") && error.contains("scheme"), "{error}");
+        for (address, why) in [("docker:///a b", "invalid"), ("ftp:///x", "scheme")] {
+            let error = reference(&Source::parse(address).unwrap(), None).unwrap_err().to_string();
+            assert!(error.contains("parsing url failed") && error.contains(why), "{error}");
+        }
+        let login = Login::Basic { user: "u".into(), password: "p".into() };
+        for address in ["docker:///busybox", "tar:///x.tar"] {
+            // Guardian gives the login of an image to whatever image it is.
+            reference(&Source::parse(address).unwrap(), Some(&login)).unwrap();
         }
     }
 

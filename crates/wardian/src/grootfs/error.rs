@@ -120,6 +120,20 @@ pub enum Error {
     /// The manifest or config cannot be used.
     #[error("fetching image reference: creating image: creating image source: {0}")]
     Reference(String),
+    /// The image's configuration cannot be had.
+    #[error("fetching image configuration: creating image: {0}")]
+    Configuration(String),
+    /// The certificate of the image's registry is not trusted.
+    #[error(
+        "This registry is insecure. To pull images from this registry, please use the --insecure-registry option."
+    )]
+    Insecure,
+    /// The registry does not give the image to this user, or does not have it.
+    #[error("{0}")]
+    Denied(String),
+    /// A registry that may be insecure is no host.
+    #[error("invalid insecure registry: {0}")]
+    InsecureRegistry(String),
     /// The address is none.
     #[error("fetching image reference: creating image: parsing url failed: {0}")]
     Url(String),

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
+use wardian_image::registry::{Credentials, Known, conf};
 use wardian_store::{Config as StoreConfig, Host, Store, whose};
 
 use super::config::Config;
-use super::error::Error;
+use super::error::{Error, chain};
 use super::namespace::Mappings;
 use crate::store::Place;
 
@@ -60,6 +61,14 @@ fn run_dir(path: &Path) -> PathBuf {
     PathBuf::from(format!("/run/wardian-{tag}"))
 }
 
+/// Returns what is known of registries: the host's settings, and no logins but those of the command line. Empty names,
+/// as GrootFS takes them, are none.
+fn registries(insecure: &[String]) -> Result<Known, Error> {
+    let insecure: Vec<_> = insecure.iter().filter(|host| !host.is_empty()).cloned().collect();
+    let known = Known::of(Some(conf::path()), Credentials::default());
+    known.with_insecure(&insecure).map_err(|error| Error::InsecureRegistry(chain(&error)))
+}
+
 /// A store that is open for one command.
 pub struct Opened {
     pub store: Store,
@@ -101,6 +110,10 @@ impl Opened {
         let hosts: Result<Vec<Host>, _> = create.layer_hosts.iter().map(|host| host.parse()).collect();
         to.remote.layer_hosts =
             hosts.map_err(|error| Error::ConfigFile(format!("create.layer_hosts: {error}")))?;
+        // Only a create asks registries, and no other command is to fail because of them.
+        if prepare {
+            to.registries = registries(create.insecure_registries.as_deref().unwrap_or_default())?;
+        }
         Ok(Self { store: Store::open(&to)?, place: Place::at(path.to_owned(), run.clone()), run })
     }
 
