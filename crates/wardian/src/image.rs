@@ -326,6 +326,11 @@ fn import(
     // Held until the end: for an archive compressed as a whole it keeps the decompressed file, which later reads
     // share.
     let found = if App::parse(text)?.is_some() { None } else { Some(source(text)?) };
+    ensure!(
+        !names.is_empty() || found.as_ref().is_none_or(|source| source.image_name().is_none()),
+        "{:?} is at a registry: `wardian image pull` fetches it, and here `-t NAME` gives it another name as well",
+        shown(text)
+    );
     let uri = found.as_ref().map_or_else(|| address(store, text), |source| Ok(source.to_uri()))?;
     if names.is_empty() && found.is_some() {
         let opened = Source::parse(&uri)?.open(&Remote::default())?;

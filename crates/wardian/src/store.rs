@@ -397,6 +397,10 @@ fn lines(done: &Collected, freed: &str) -> String {
     for name in &done.images {
         text += &format!("image  {name}\n");
     }
+    if done.partial_bytes > 0 {
+        let bytes = print::bytes(done.partial_bytes);
+        text += &format!("{freed} {bytes} in parts of layers whose pull ended early\n");
+    }
     text + &format!(
         "{freed} {} in {}; {} stay, {} of them in use, pinned or of images that keep their names\n",
         print::bytes(done.freed_bytes),
@@ -449,6 +453,11 @@ fn report(usage: &Usage) -> String {
     line("image records", usage.records_bytes, "names, manifests, configs");
     line("root file systems", usage.rootfs_bytes, "what was written in them");
     line("being unpacked", usage.staging_bytes, "");
+    line(
+        "parts of layers",
+        usage.partial_bytes,
+        "of pulls that ended early, for the next try; wardian store gc",
+    );
     line("trash", usage.trash_bytes, "not deleted yet");
     line("free", usage.free_bytes, &format!("of {}", print::bytes(usage.total_bytes)));
     let yes = |is: bool| if is { "yes" } else { "-" }.to_owned();
