@@ -1,6 +1,6 @@
 //! A store of a test's own, and the commands on it.
 
-use crate::support::{STUCK, Server, WARDIAN, base, digest, header, mounts, names, tar_of};
+use crate::support::{REGISTRIES, STUCK, Server, WARDIAN, base, digest, header, mounts, names, tar_of};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ impl Place {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(WARDIAN);
         command.args(args).env("WARDIAN_ROOT", &self.root).env("WARDIAN_RUN", &self.run);
-        command.env_remove("WARDIAN_LOG").stdin(Stdio::null());
+        command.envs(REGISTRIES).env_remove("WARDIAN_LOG").stdin(Stdio::null());
         command
     }
 

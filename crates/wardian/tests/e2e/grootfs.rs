@@ -2,7 +2,7 @@
 
 use crate::cli::Said;
 use crate::grootfs_images::{self, BUSYBOX, Layer, layout, tar};
-use crate::support::{WARDIAN, base, copy_program, names};
+use crate::support::{REGISTRIES, WARDIAN, base, copy_program, names};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -60,8 +60,21 @@ impl World {
         shell.arg(format!("--wd={}", self.base().display())).args(["sh", "-c", command]);
         let path = std::env::var("PATH").unwrap_or_default();
         shell.env("PATH", format!("{}:{path}", self.path("bin").display()));
-        shell.env_remove("WARDIAN_LOG").stdin(Stdio::null());
+        shell.envs(REGISTRIES).env_remove("WARDIAN_LOG").stdin(Stdio::null());
+        let conf = self.path("registries.conf");
+        if conf.exists() {
+            shell.env("CONTAINERS_REGISTRIES_CONF", conf);
+        }
         shell
+    }
+
+    /// Has `docker.io` be at this `HOST:PORT`, for the commands that follow.
+    pub fn docker_hub_is(&self, host: &str) {
+        // A first part in capital letters is the name of a host, which is not to be looked up.
+        let conf = format!(
+            "[[registry]]\nprefix = \"docker.io\"\nlocation = \"{host}\"\n[[registry]]\nlocation = \"UPPER\"\nblocked = true\n"
+        );
+        fs::write(self.path("registries.conf"), conf).unwrap();
     }
 
     pub fn shell(&self, command: &str) -> Said {

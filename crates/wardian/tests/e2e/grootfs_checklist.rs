@@ -21,9 +21,6 @@ enum By {
 /// Why no test does the same.
 #[derive(Clone, Copy)]
 enum Why {
-    /// Images of registries cannot be fetched yet; that they are refused is in the recorded runs. What such an image
-    /// makes of layers is tested with layouts.
-    Registry,
     /// There is no tardis; that its flag is accepted is in the recorded runs 174 and 175 on one store.
     Tardis,
     /// The store is on the file system of its directory: there is no file with XFS, no loop device, and no direct I/O to
@@ -32,7 +29,7 @@ enum Why {
 }
 
 use By::{FreshStores, OneStore, Tests};
-use Why::{NoDisk, Registry, Tardis};
+use Why::{NoDisk, Tardis};
 
 type Row = (&'static [usize], &'static str, By);
 
@@ -101,7 +98,7 @@ const CHECKLIST: &[Row] = &[
     (&[59], "layers that are not compressed", FreshStores(&[29])),
     (&[63], "--skip-layer-validation", OneStore(&[116])),
     (&[64], "a layer behind mutual TLS", Tests(&["a_layer_on_a_server_is_fetched_with_a_certificate"])),
-    // Images of registries: what is left of them with a layout.
+    // Images of registries: what a layout has as well.
     (
         &[68],
         "the variables of the configuration",
@@ -112,14 +109,40 @@ const CHECKLIST: &[Row] = &[
         "volumes, a link over a file, whiteouts, set-uid bits, read-only files",
         Tests(&["layers_hide_and_replace_what_is_below"]),
     ),
-    (&[79], "a password is not logged", Tests(&["a_log_file_and_a_clean_later"])),
     (&[90], "no configuration at its path", OneStore(&[42])),
-    (&[94, 95], "a wrong diff id", Tests(&["a_layer_that_is_not_what_was_promised_is_not_kept"])),
+    // Images of registries.
     (
-        &[65, 66, 67, 69, 75, 76, 77, 78, 80, 81, 82, 83, 84, 85, 86, 87, 88, 89, 91, 93, 98],
-        "what is fetched from registries",
-        By::None(Registry),
+        &[65, 66, 67, 83, 88],
+        "an image's content, any user, the path, the second create, and what is asked for",
+        Tests(&["an_image_of_a_registry_becomes_a_root_file_system"]),
     ),
+    (&[69], "memory for a big image", Tests(&["a_big_image_of_a_registry_takes_little_memory"])),
+    (
+        &[75, 76, 134],
+        "a create cleans or does not, and clean takes what nobody has",
+        Tests(&["layers_of_registries_are_cleaned_as_others"]),
+    ),
+    (&[77, 78, 79], "logins", Tests(&["a_private_image_takes_the_login_of_the_command_line"])),
+    (
+        &[80, 81, 82],
+        "limits and the sum of the manifest",
+        Tests(&["a_limit_counts_the_layers_of_the_manifest"]),
+    ),
+    (
+        &[84, 93, 94, 95],
+        "a damaged layer, validated or not, and a wrong diff id",
+        Tests(&[
+            "a_damaged_layer_of_a_registry_is_refused",
+            "a_layer_that_is_not_what_was_promised_is_not_kept",
+        ]),
+    ),
+    (&[85, 86], "schema 1, which is refused", Tests(&["schema_1_is_refused"])),
+    (
+        &[87, 89, 91],
+        "certificates that are not trusted, insecure registries, and images that are not there",
+        Tests(&["what_registries_refuse_is_told_in_grootfs_words"]),
+    ),
+    (&[98], "a slow registry beside a fast one", Tests(&["a_slow_registry_holds_up_nobody_else"])),
     // At once.
     (&[96], "twenty creates with a clean each", Tests(&["twenty_at_once_and_two_of_one_id"])),
     (
@@ -172,7 +195,6 @@ const CHECKLIST: &[Row] = &[
         "unused layers, below the threshold and above it",
         Tests(&["clean_removes_what_nobody_has_once_it_is_more_than_the_threshold"]),
     ),
-    (&[134], "layers of registries", By::None(Registry)),
     // Init-store.
     (
         &[135, 136, 143],
@@ -191,10 +213,11 @@ const CHECKLIST: &[Row] = &[
     (&[155], "metrics; there are no locks to wait for", Tests(&["metrics_go_to_the_endpoint"])),
 ];
 
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("grootfs.rs"),
     include_str!("grootfs_create.rs"),
     include_str!("grootfs_metrics.rs"),
+    include_str!("grootfs_registry.rs"),
     include_str!("grootfs_store.rs"),
     include_str!("grootfs_unpacked.rs"),
 ];
@@ -220,7 +243,7 @@ fn every_check_has_a_test_or_a_reason() {
             }
             OneStore(runs) => recorded(runs, RUNS.0),
             FreshStores(runs) => recorded(runs, RUNS.1),
-            By::None(Registry | Tardis | NoDisk) => {}
+            By::None(Tardis | NoDisk) => {}
         }
     }
     let wrong: Vec<_> = found

@@ -5,10 +5,13 @@
 //! The recordings are of GrootFS 0.30.1: `one-store.txt` has runs on one store, in which later ones depend on
 //! earlier ones, and `fresh-stores.tsv` has runs with a new store for each image.
 
+use crate::docker_registry::{DOCKER, Image, Registry};
 use crate::grootfs::World;
 use crate::grootfs_images;
+use crate::support::{digest, tar_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use wardian_needs::needs;
 
 const ONE_STORE: &str = include_str!("../fixtures/grootfs/one-store.txt");
 const FRESH_STORES: &str = include_str!("../fixtures/grootfs/fresh-stores.tsv");
@@ -43,8 +46,6 @@ enum Why {
     Verified,
     /// Where a layer is fetched from is for the operator to allow, not for the image.
     Hosts,
-    /// Registries are not supported yet.
-    Registry,
     /// There is no tardis, and none is needed.
     Tardis,
     /// Nobody waits for a lock of a garbage collection.
@@ -78,7 +79,8 @@ const OF_ONE_STORE: &[Difference] = &[
     (&[98], Why::Verified, 1, "--max-layer-bytes"),
     (&[112], Why::Verified, 1, "no manifest is tagged \"nope\""),
     (&[119], Why::Host, 1, "a limit on what is written cannot be enforced here"),
-    (&[120, 121, 122, 123, 124, 125, 126, 127], Why::Registry, 1, "the scheme docker://"),
+    (&[123], Why::Parser, 1, "UPPER/x:latest is not fetched"),
+    (&[124], Why::Parser, 1, "creating image source: pinging container registry 127.0.0.1:1: "),
     (&[129, 130], Why::Host, 1, "not found"),
     (&[138, 139], Why::Defect, 1, "not found."),
     (&[140, 141, 167], Why::Follows, 0, "/images/nm3"),
@@ -110,7 +112,6 @@ const OF_FRESH_STORES: &[Difference] = &[
     (&[41, 47], Why::Verified, 1, "pulling the image: uncompressed layer size exceeds quota"),
     (&[43], Why::Host, 1, "a limit on what is written cannot be enforced here"),
     (&[49, 51], Why::Archive, 1, "unexpected EOF"),
-    (&[55, 56, 74, 75, 76], Why::Registry, 1, "the scheme docker://"),
     (&[57], Why::Follows, 0, "namespace.json"),
     (&[58], Why::Layout, 2, "/images/p6/rootfs"),
     (&[59], Why::Layout, 0, "image for id `same` already exists"),
@@ -121,6 +122,7 @@ const OF_FRESH_STORES: &[Difference] = &[
     (&[67], Why::Layout, 2, "clean completed"),
     (&[69, 70, 71, 72], Why::Layout, 2, ""),
     (&[73], Why::Defect, 0, "/images/u6/rootfs"),
+    (&[76], Why::Defect, 1, "This registry is insecure."),
     (&[77], Why::Follows, 0, "reading namespace file: open"),
     (&[78], Why::Defect, 0, "image for id `r8` already exists"),
 ];
@@ -219,20 +221,47 @@ fn compare_logs(command: &str, recorded: &str, ours: &str) {
     assert!(count > 0, "{command}: nothing is logged");
 }
 
+/// A registry with the images of Docker Hub that the recordings name.
+fn docker_hub(world: &World) -> Registry {
+    let registry = Registry::start();
+    let image = |tars: &[&[u8]], env: &[&str]| {
+        let ids: Vec<_> = tars.iter().map(|tar| format!("sha256:{}", digest(tar))).collect();
+        let blobs = tars.iter().map(|tar| grootfs_images::gzip(tar)).collect();
+        Image::made(DOCKER, blobs, &ids, &serde_json::json!({"Env": env}))
+    };
+    let busybox = std::fs::read(world.path("rootfs/busybox.tar")).unwrap();
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    for tag in ["1.37.0", "latest"] {
+        registry.push("library/busybox", tag, &image(&[&busybox], &[path]));
+    }
+    let env = [
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/bin:/from-dockerfile",
+        "TEST=second-test-from-dockerfile:test-from-dockerfile",
+    ];
+    let layers = [tar_of(&[("one", b"1")]), tar_of(&[("two", b"2")])];
+    registry.push("cloudfoundry/garden-rootfs", "latest", &image(&[&layers[0], &layers[1]], &env));
+    registry
+}
+
 struct Player {
     world: World,
     differences: BTreeMap<usize, (Why, i32, &'static str)>,
     wrong: Vec<String>,
+    registry: Registry,
+    /// Its door with a certificate that nobody trusts.
+    untrusted: String,
 }
 
 impl Player {
     fn new(differences: &[Difference]) -> Self {
         let world = World::new();
         grootfs_images::make(world.base());
+        let registry = docker_hub(&world);
+        let untrusted = registry.door_with_tls();
         let each = differences.iter().flat_map(|(runs, why, code, out)| {
             runs.iter().map(|run| (*run, (*why, *code, *out))).collect::<Vec<_>>()
         });
-        Self { world, differences: each.collect(), wrong: Vec::new() }
+        Self { world, differences: each.collect(), wrong: Vec::new(), registry, untrusted }
     }
 
     fn play(&mut self, number: usize, run: &Run) {
@@ -240,6 +269,20 @@ impl Player {
         let command = run.command.replace(RECORDED_IN, &base);
         // The recording has words that only an interactive shell leaves alone.
         let command = command.replace("chmod 755 s2; chown 0 s2;", "true;");
+        self.world.docker_hub_is(if run.note.contains("unknown CA") || run.command.contains("unknown CA") {
+            &self.untrusted
+        } else {
+            &self.registry.host
+        });
+        let command =
+            command.replace("docker://registry-1.docker.io", &format!("docker://{}", self.untrusted));
+        let command = match command.contains(&self.untrusted) {
+            true => command.replace(
+                "--insecure-registry registry-1.docker.io",
+                &format!("--insecure-registry {}", self.untrusted),
+            ),
+            false => command,
+        };
         let said = self.world.shell(&command);
         let (recorded, ours) = (normal(&run.out, &base), normal(&said.out, &base));
         let recorded = recorded.strip_suffix('…').unwrap_or(&recorded);
@@ -282,6 +325,7 @@ impl Player {
 
 #[test]
 fn runs_on_one_store_are_as_recorded() {
+    needs!(Registry);
     let runs = runs_of_one_store();
     assert_eq!(runs.len(), RUNS.0);
     let mut player = Player::new(OF_ONE_STORE);
@@ -297,6 +341,7 @@ fn runs_on_one_store_are_as_recorded() {
 
 #[test]
 fn runs_with_fresh_stores_are_as_recorded() {
+    needs!(Registry);
     let runs = runs_with_fresh_stores();
     assert_eq!(runs.len(), RUNS.1);
     let mut player = Player::new(OF_FRESH_STORES);

@@ -59,6 +59,12 @@ pub fn copy_program(from: impl AsRef<std::ffi::OsStr>, to: impl AsRef<Path>) {
 /// network of the host.
 pub const NETWORK: &str = "WARDIAN_NETWORK";
 
+/// What a program of a test is to know of registries: none of the internet, and no login of this host.
+pub const REGISTRIES: [(&str, &str); 2] = [
+    ("CONTAINERS_REGISTRIES_CONF", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/registries.conf")),
+    ("REGISTRY_AUTH_FILE", "/nowhere/auth.json"),
+];
+
 /// After this a test is stuck. Nothing is measured with it.
 pub const STUCK: Duration = Duration::from_secs(60);
 
@@ -190,6 +196,7 @@ impl Server {
         command.arg("serve").arg("--root").arg(self.root()).arg("--run").arg(self.run());
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
         command.arg("--default-rootfs").arg(self.image());
+        command.envs(REGISTRIES);
         command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command

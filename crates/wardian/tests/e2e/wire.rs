@@ -1,12 +1,15 @@
 //! Recordings of the original client and server, played again. Where the answer is another one, a row below says
 //! what and why; [docs/garden.md](../../../../docs/garden.md) has the same rows.
 
+use crate::docker_registry::{DOCKER, Image, Registry};
+use crate::grootfs_images::gzip;
 use crate::player::{Accepted, Loose, Player, Rules, Skipped};
-use crate::support::{Server, header, init, parent, say, signal};
+use crate::support::{Server, digest, header, init, parent, say, signal};
 use rustix::process::Signal;
 use std::path::Path;
 use std::time::Duration;
 use wardian_garden::wire::{BindMount, ContainerSpec, Limits, MemoryLimits, NetIn};
+use wardian_needs::needs;
 
 const fn differs(
     place: &'static str,
@@ -58,6 +61,12 @@ pub const ACCEPTED: &[Accepted] = &[
         "\"runc run: …\",\"Handle\"",
         "\"bind mount: …data/none…\",\"Handle\"",
         "the source that is missing is named",
+    ),
+    differs(
+        "005/14",
+        "\"running image plugin create: …\",\"Handle\"",
+        "\"image: cannot open the image…docker.io/cloudfoundry/nope:latest…manifest unknown…\",\"Handle\"",
+        NO_PLUGIN,
     ),
     differs(
         "005/15",
@@ -134,6 +143,12 @@ pub const ACCEPTED: &[Accepted] = &[
         NO_PLUGIN,
     ),
     differs(
+        "040/2",
+        "\"creating-volume: …\",\"Handle\"",
+        "\"creating-volume: cannot open the image…docker.io/cloudfoundry/nope:latest…manifest unknown…\",\"Handle\"",
+        NO_PLUGIN,
+    ),
+    differs(
         "040/3",
         "\"Type\":\"\",\"Message\":\"1 error occurred:\\n\\t* runc run failed: ",
         "\"Type\":\"ExecutableNotFoundError\",\"Message\":\"exec failed: ",
@@ -198,7 +213,6 @@ pub const ACCEPTED: &[Accepted] = &[
 
 /// Connections that are not played.
 pub const SKIPPED: &[Skipped] = &[
-    skip("005", &[14], "images from registries are not supported yet"),
     skip(
         "013",
         &[3, 10, 11, 13, 14, 15, 16, 17, 18, 19, 21, 22],
@@ -219,7 +233,6 @@ pub const SKIPPED: &[Skipped] = &[
     skip("033", &[3, 4, 5, 6, 7, 8, 9], TIME),
     skip("034", &[2, 3], TIME),
     skip("035", &[5, 6, 7, 8, 9], TIME),
-    skip("040", &[2], "images from registries are not supported yet"),
     skip("040", &[11], "a pea may have the name of a container"),
     skip(
         "043",
@@ -331,7 +344,28 @@ const fn scene(handle: &'static str) -> Scene {
     }
 }
 
+/// Recordings with images of Docker Hub.
+const REGISTRIES: [&str; 3] = ["005", "006", "040"];
+
+/// Starts what takes the place of Docker Hub for a server, and has its image of busybox. The server reads its settings
+/// when it needs them.
+fn docker_hub(server: &mut Server, image: &str) -> Registry {
+    let registry = Registry::start();
+    let busybox = std::fs::read(image).unwrap();
+    let ids = [format!("sha256:{}", digest(&busybox))];
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let image = Image::made(DOCKER, vec![gzip(&busybox)], &ids, &serde_json::json!({"Env": [path]}));
+    registry.push("library/busybox", "1.37.0", &image);
+    let host = registry.door_in(&server.world().path());
+    let conf = format!("[[registry]]\nprefix = \"docker.io\"\nlocation = \"{host}\"\n");
+    std::fs::write(server.base().join("registries.conf"), conf).unwrap();
+    registry
+}
+
 async fn scenario(name: &str, scenes: &[Scene]) {
+    if REGISTRIES.contains(&&name[..3]) {
+        needs!(Registry);
+    }
     // The first port of the pool that had not been given to anybody.
     let ports = match &name[..3] {
         "004" => "61002",
@@ -342,8 +376,15 @@ async fn scenario(name: &str, scenes: &[Scene]) {
     };
     let mut server =
         Server::networked(&["--mtu", "1400", "--port-pool-start", ports, "--port-pool-size", "100"]).await;
+    if REGISTRIES.contains(&&name[..3]) {
+        assert!(server.terminate().await.success());
+        let conf = server.base().join("registries.conf").to_str().unwrap().to_owned();
+        server.env.push(("CONTAINERS_REGISTRIES_CONF".to_owned(), conf));
+        server.restart().await;
+    }
     let flags = server.args.clone();
     let image = image(&server);
+    let _registry = REGISTRIES.contains(&&name[..3]).then(|| docker_hub(&mut server, &image));
     for (dir, mode) in [("ro", 0o755), ("rw", 0o777)] {
         let dir_path = server.base().join("data").join(dir);
         std::fs::create_dir_all(&dir_path).unwrap();
@@ -441,6 +482,7 @@ scenarios! {
     create_minimal "003-create-minimal" [];
     create_full "004-create-full" [];
     create_errors "005-create-errors" [Scene { network: "10.253.0.0/30", ..scene("fx-dup") }];
+    create_docker "006-create-docker" [];
     list "007-list" [
         Scene { properties: &[("color", "red"), ("n", "1")], ..scene("fx-l1") },
         Scene { properties: &[("color", "red"), ("n", "2")], ..scene("fx-l2") },
