@@ -307,6 +307,41 @@ fn an_image_of_a_registry_may_have_another_name_too() {
 }
 
 #[test]
+fn an_image_is_pushed_and_pulled_again() {
+    needs!(Registry);
+    let alone = Alone::new();
+    let registry = Registry::start();
+    let tar = alone.write("root.tar", &tar_of(&[("a", b"pushed")]));
+    alone.place.say(&["image", "import", &tar, "-t", "mine"]);
+    let dest = registry.name("team/mine:v1");
+    let text = alone.place.say(&["image", "push", "mine", &dest]);
+    assert!(text.starts_with("sha256:") && text.contains("1 layer sent"), "{text}");
+    let digest = text.split(' ').next().unwrap().to_owned();
+    // What is there is not sent again, and another repository of the registry lends its layers.
+    let text = alone.place.say(&["image", "push", "--json", "mine", &dest]);
+    let again: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(again["digest"], digest.as_str(), "{again}");
+    alone.place.say(&["image", "pull", &dest]);
+    let copy = registry.name("other/mine");
+    assert_eq!(alone.place.say(&["image", "push", "-q", &dest, &copy]), format!("{digest}\n"));
+    let by_digest = format!("{}@{digest}", registry.name("other/mine"));
+    alone.place.say(&["image", "pull", &by_digest]);
+    alone.place.say(&["image", "export", &by_digest, &alone.path("out"), "--format", "dir"]);
+    assert_eq!(fs::read(alone.path("out/rootfs/a")).unwrap(), b"pushed");
+    // What is no name of an image there, and a registry that is not there.
+    for (args, code) in [
+        (&["image", "push", "nobody", &dest][..], 1),
+        (&["image", "push", "mine", &by_digest], 1),
+        (&["image", "push", "mine", "127.0.0.1:1/x"], 1),
+    ] {
+        let said = alone.place.wardian(args);
+        assert!(said.code == Some(code) && !said.err.is_empty() && said.out.is_empty(), "{args:?}: {said:?}");
+    }
+    alone.place.say(&["image", "rm", "mine", &dest, &by_digest]);
+    alone.finish();
+}
+
+#[test]
 fn short_names_are_what_the_settings_make_of_them() {
     needs!(Registry);
     let alone = Alone::new();

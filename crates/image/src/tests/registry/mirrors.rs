@@ -47,7 +47,7 @@ fn one_after_the_other() {
     let client = Client::new();
     let result = client.open(name("registry.invalid"), all(&[&one, &two]));
     let parts = [
-        "fetching image reference: registry.invalid/r: ",
+        "fetching image reference: registry.invalid/r:latest: ",
         &format!("from {}: ", one.host()),
         "manifest unknown",
         &format!("from {}: ", two.host()),
