@@ -468,7 +468,7 @@ mod tests {
             fails(dir.path().to_str().unwrap()),
             "invalid base image: directory provided instead of a tar file"
         );
-        for (address, why) in [("docker:///a b", "invalid"), ("ftp:///x", "scheme")] {
+        for (address, why) in [("docker:///a b", "names no image"), ("ftp:///x", "scheme")] {
             let error = reference(&Source::parse(address).unwrap(), None).unwrap_err().to_string();
             assert!(error.contains("parsing url failed") && error.contains(why), "{error}");
         }
