@@ -68,8 +68,8 @@ impl Image {
 pub struct Registry {
     dir: tempfile::TempDir,
     doors: Mutex<Vec<Door>>,
-    /// Where it is filled.
-    inner: String,
+    /// `HOST:PORT` where it is filled: the proxy passes no bodies on.
+    pub inner: String,
     proxy: Arc<Proxy>,
     /// `HOST:PORT` of the proxy.
     pub host: String,

@@ -313,7 +313,7 @@ fn an_image_is_pushed_and_pulled_again() {
     let registry = Registry::start();
     let tar = alone.write("root.tar", &tar_of(&[("a", b"pushed")]));
     alone.place.say(&["image", "import", &tar, "-t", "mine"]);
-    let dest = registry.name("team/mine:v1");
+    let dest = format!("{}/team/mine:v1", registry.inner);
     let text = alone.place.say(&["image", "push", "mine", &dest]);
     assert!(text.starts_with("sha256:") && text.contains("1 layer sent"), "{text}");
     let digest = text.split(' ').next().unwrap().to_owned();
@@ -322,9 +322,9 @@ fn an_image_is_pushed_and_pulled_again() {
     let again: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(again["digest"], digest.as_str(), "{again}");
     alone.place.say(&["image", "pull", &dest]);
-    let copy = registry.name("other/mine");
+    let copy = format!("{}/other/mine", registry.inner);
     assert_eq!(alone.place.say(&["image", "push", "-q", &dest, &copy]), format!("{digest}\n"));
-    let by_digest = format!("{}@{digest}", registry.name("other/mine"));
+    let by_digest = format!("{copy}@{digest}");
     alone.place.say(&["image", "pull", &by_digest]);
     alone.place.say(&["image", "export", &by_digest, &alone.path("out"), "--format", "dir"]);
     assert_eq!(fs::read(alone.path("out/rootfs/a")).unwrap(), b"pushed");
