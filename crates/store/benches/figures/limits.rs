@@ -151,12 +151,15 @@ fn devices(fs: &Fs) -> Result<LoopDevices> {
 }
 
 /// Bytes that the disk below a file system has been given to write since the boot (Documentation/block/stat.rst), by
-/// whomever.
-fn written(fs: &Fs) -> Result<u64> {
+/// whomever; `None` for btrfs, whose number is no disk's.
+fn written(fs: &Fs) -> Result<Option<u64>> {
     let number = rustix::fs::stat(&fs.dir)?.st_dev;
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"))?;
-    Ok(text.split_whitespace().nth(6).ok_or("no sectors written")?.parse::<u64>()? * 512)
+    let text = match fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    Ok(Some(text.split_whitespace().nth(6).ok_or("no sectors written")?.parse::<u64>()? * 512))
 }
 
 /// Several that have written a lot are destroyed at once.
@@ -192,7 +195,7 @@ fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Resul
             settle(store)?;
             unmounted(&devices, in_use)?;
             removals.push(ms(start.elapsed()));
-            bytes.push((written(fs)? - before) as f64 / 1e3);
+            bytes.extend(written(fs)?.zip(before).map(|(now, before)| (now - before) as f64 / 1e3));
         }
         let goal = limit.bytes.and(Some(Goal::Percentiles(15.0, None)));
         section.samples(
@@ -202,7 +205,9 @@ fn together(fs: &Fs, store: &Store, image: &Image, report: &mut Report) -> Resul
             goal,
         );
         section.samples(&format!("  their removal, {name}"), "ms", &removals, None);
-        section.samples(&format!("  written to the disk meanwhile, {name}"), "kB", &bytes, None);
+        if !bytes.is_empty() {
+            section.samples(&format!("  written to the disk meanwhile, {name}"), "kB", &bytes, None);
+        }
     }
     section.finish();
     Ok(())
