@@ -71,8 +71,8 @@ pub(crate) trait Authority: fmt::Debug + Send + Sync {
         headers: &mut HeaderMap,
     ) -> Result<(), Failure>;
 
-    /// Takes the challenge of an answer with the status 401 from `location`. `sent` is the Authorization of the refused request. After
-    /// this the request is sent once more.
+    /// Takes the challenge of an answer with the status 401 from `location`. `sent` is the Authorization of the refused
+    /// request. After this the request is sent once more.
     ///
     /// # Errors
     /// There is nothing else to send.
