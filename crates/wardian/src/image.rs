@@ -1,5 +1,6 @@
 //! `wardian image`.
 
+mod export;
 mod registry;
 
 use crate::exit::{self, mistake};
@@ -10,13 +11,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::io::{IsTerminal as _, Read as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
-use wardian_image::export::{self, Compression, Format, Target};
+use wardian_image::export::Format;
 use wardian_image::reference::{is_like_a_file, short};
-use wardian_image::{App, Remote, Source, Watch, shown};
+use wardian_image::{App, Remote, Source, shown};
 use wardian_store::image::{Named, Wish};
 use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Reference, Store};
 
@@ -186,8 +187,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Pin { names } => return each(&names, &mut pin(place.open_existing()?, true)),
         Command::Unpin { names } => return each(&names, &mut pin(place.open_existing()?, false)),
         Command::Export { name, dest, format, keep_privileges, force } => {
-            let to = target(dest, format, keep_privileges, force).map_err(mistake)?;
-            export(&place, &name, &to)?;
+            let to = export::target(dest, format, keep_privileges, force).map_err(mistake)?;
+            export::export(&place, &name, &to)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -414,6 +415,33 @@ pub fn wait_durable(store: &Store, image: &Image, stays: &str) -> Result<()> {
     Ok(())
 }
 
+/// The layers that an import has fetched; the others were there.
+struct Fetched<'a> {
+    /// Their chain ids.
+    layers: Vec<&'a str>,
+    /// Their bytes as stored.
+    bytes: u64,
+}
+
+impl<'a> Fetched<'a> {
+    fn of(watched: &'a [Arc<LayerProgress>]) -> Self {
+        let done = || watched.iter().filter(|layer| layer.phase() == Phase::Done);
+        Self {
+            layers: done().map(|layer| layer.chain_id.as_str()).collect(),
+            bytes: done().map(|layer| layer.bytes_read()).sum(),
+        }
+    }
+}
+
+impl std::fmt::Display for Fetched<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.layers.len() {
+            0 => f.write_str("was there"),
+            count => write!(f, "{} fetched, {}", print::count(count, "layer"), print::bytes(self.bytes)),
+        }
+    }
+}
+
 /// Fetches each source, also after a failure.
 fn prefetch(place: &Place, sources: &[String]) -> Result<ExitCode> {
     let store = place.open()?;
@@ -422,20 +450,15 @@ fn prefetch(place: &Place, sources: &[String]) -> Result<ExitCode> {
         let (image, watched) = fetch(&store, &address(&store, text)?)?;
         warn(&image);
         wait_durable(&store, &image, &stays(&[], &image.shown))?;
-        let fetched: Vec<_> = watched.iter().filter(|layer| layer.phase() == Phase::Done).collect();
-        let bytes = fetched.iter().map(|layer| layer.bytes_read()).sum();
+        let fetched = Fetched::of(&watched);
         if place.json {
-            let layers: Vec<_> = fetched.iter().map(|layer| &layer.chain_id).collect();
+            let Fetched { layers, bytes } = fetched;
             done.push(
                 json!({"id": image.id, "source": image.shown, "fetched": layers, "fetched_bytes": bytes}),
             );
             return Ok(());
         }
-        let what = match fetched.len() {
-            0 => "was there".to_owned(),
-            count => format!("{} fetched, {}", print::count(count, "layer"), print::bytes(bytes)),
-        };
-        print::text(&format!("{}  {} ({what})\n", print::short(&image.id), image.shown))
+        print::text(&format!("{}  {} ({fetched})\n", print::short(&image.id), image.shown))
     });
     place.leave(&store);
     if place.json {
@@ -600,200 +623,4 @@ fn remove(place: &Place, names: &[String], force: bool) -> Result<ExitCode> {
         print::json(&done)?;
     }
     result
-}
-
-/// Returns the target of an export.
-fn target(path: PathBuf, format: Option<Format>, keep_privileges: bool, overwrite: bool) -> Result<Target> {
-    let format = format.map_or_else(|| format_of(&path), Ok)?;
-    ensure!(
-        !keep_privileges || format == Format::Dir,
-        "--keep-privileges is for --format dir: archives and layouts keep everything anyway"
-    );
-    if is_output(&path) {
-        ensure!(
-            format_is_file(format),
-            "the format {format} makes a directory, and - is standard output: name a directory, or take an archive"
-        );
-        ensure!(
-            !std::io::stdout().is_terminal(),
-            "an archive on a terminal helps nobody: send it to a file or a pipe"
-        );
-    }
-    Ok(Target { format, path, compression: Compression::default(), overwrite, keep_privileges })
-}
-
-fn is_output(path: &Path) -> bool {
-    path == Path::new("-")
-}
-
-/// Derives the format from the target's name.
-fn format_of(dest: &Path) -> Result<Format> {
-    if is_output(dest) {
-        return Ok(Format::DockerArchive);
-    }
-    let extension = dest.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    ensure!(
-        !matches!(extension.as_str(), "gz" | "tgz" | "zst" | "xz" | "bz2"),
-        "archives are not compressed: name it .tar, or say what to make with --format"
-    );
-    Ok(if extension == "tar" && !dest.is_dir() { Format::DockerArchive } else { Format::Oci })
-}
-
-fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
-    let format = to.format;
-    let output = is_output(&to.path);
-    let store = place.open_existing()?;
-    let (named, documents) = store.read_image(name)?;
-    let image = store.image(name)?;
-    let dirs = image.layer_dirs().context("open the layers")?;
-    let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
-    let watch = Arc::new(Watch::default());
-    let cancel = Arc::clone(&watch);
-    let interrupts = if output {
-        Interrupts::leave("interrupted: what was written is no whole archive")?
-    } else {
-        Interrupts::catch(move || cancel.cancel())?
-    };
-    let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
-    let names = [named.name.clone()];
-    let config = documents.config.as_deref().map(str::as_bytes);
-    // An archive of an image cannot be written sequentially, so it is completed in a temporary file first.
-    let mut whole = match format {
-        Format::OciArchive | Format::DockerArchive if output => {
-            Some(store.scratch().context("make a file for the archive on the store's file system")?)
-        }
-        _ => None,
-    };
-    let work = || {
-        if !output {
-            return export::export(&dirs, config, &names, to, &watch);
-        }
-        let file = match &whole {
-            Some(whole) => whole.try_clone(),
-            None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
-                .map(Into::into)
-                .map_err(Into::into),
-        };
-        let file =
-            file.map_err(|source| wardian_image::Error::Io { op: "open", path: OUTPUT.into(), source })?;
-        export::export_into(&dirs, config, &names, format, file, OUTPUT, &watch)
-    };
-    let exported = match watch::bar("exporting", || (watch.bytes_read(), bytes), work) {
-        Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
-            bail!("{path} exists; --force replaces a file")
-        }
-        Err(wardian_image::Error::Exists { path }) if !format_is_file(format) => {
-            bail!(
-                "{path} exists already: name a directory that does not exist or is empty; --force replaces files only"
-            )
-        }
-        // The reader has closed the pipe.
-        Err(wardian_image::Error::Io { source, .. })
-            if output && source.kind() == std::io::ErrorKind::BrokenPipe =>
-        {
-            return Ok(());
-        }
-        Err(error) => {
-            interrupts.check("interrupted: nothing stays of what was written")?;
-            return Err(error).with_context(|| format!("export {name}"));
-        }
-        Ok(exported) => exported,
-    };
-    let in_place = store.is_in_place(&image);
-    if output {
-        ensure!(in_place, "the image was thrown away meanwhile, and its archive may be incomplete");
-    }
-    if let Some(whole) = &mut whole
-        && !pass_on(whole)?
-    {
-        return Ok(());
-    }
-    drop(interrupts);
-    let made = if format == Format::Dir { to.path.join(export::ROOTFS) } else { to.path.clone() };
-    let path = made.display();
-    ensure!(in_place, "the image was thrown away meanwhile, and {path} may be incomplete: remove it");
-    if exported.skipped_xattrs > 0 || exported.skipped_sockets > 0 {
-        print::note(&format!(
-            "left out: {} that are not the image's, {}",
-            print::count(usize::try_from(exported.skipped_xattrs).unwrap_or(usize::MAX), "attribute"),
-            print::count(usize::try_from(exported.skipped_sockets).unwrap_or(usize::MAX), "socket")
-        ));
-    }
-    let left_out = exported.left_out;
-    if left_out != export::LeftOut::default() {
-        print::note(&without_privileges(left_out));
-    }
-    if output {
-        // Standard output carries the archive, so nothing else is printed there.
-        return Ok(());
-    }
-    if place.json {
-        let id = exported.image.as_ref().map(|image| image.config.as_hex());
-        let manifest = exported.image.as_ref().map(|image| image.manifest.to_string());
-        return print::json(&json!({
-            "path": made, "format": format.to_string(), "entries": exported.entries, "bytes": exported.bytes,
-            "id": id, "manifest": manifest,
-            "left_out": {
-                "set_id": left_out.set_id, "capabilities": left_out.capabilities, "devices": left_out.devices,
-                "attributes": exported.skipped_xattrs, "sockets": exported.skipped_sockets,
-            },
-        }));
-    }
-    print::text(&format!(
-        "{path}  ({format}, {} entries, {})\n",
-        exported.entries,
-        print::bytes(exported.bytes)
-    ))
-}
-
-/// The name of standard output in errors.
-const OUTPUT: &str = "standard output";
-
-/// Copies a file from its beginning to standard output; false if the reader has closed the pipe.
-fn pass_on(file: &mut std::fs::File) -> Result<bool> {
-    use std::io::Seek as _;
-    file.rewind().context("read the archive")?;
-    let mut piece = vec![0; 256 << 10];
-    loop {
-        let read = match file.read(&mut piece) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            read => read.context("read the archive")?,
-        };
-        if !print::written(&piece[..read])? {
-            return Ok(false);
-        }
-        if read == 0 {
-            return Ok(true);
-        }
-    }
-}
-
-/// Returns a text on the privileges that an exported directory lacks.
-fn without_privileges(left_out: export::LeftOut) -> String {
-    let count = |n: u64, what| print::count(usize::try_from(n).unwrap_or(usize::MAX), what);
-    let all = [
-        (left_out.set_id, "set-uid or set-gid bit"),
-        (left_out.capabilities, "capability attribute"),
-        (left_out.devices, "device node"),
-    ];
-    let all: Vec<_> = all.iter().filter(|(n, _)| *n > 0).map(|(n, what)| count(*n, what)).collect();
-    format!("left out, for they give rights on this host: {} (--keep-privileges makes them)", all.join(", "))
-}
-
-fn format_is_file(format: Format) -> bool {
-    !matches!(format, Format::Oci | Format::Dir)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_asks_for_a_format() {
-        let of = |path: &str| format_of(Path::new(path)).ok();
-        assert_eq!(of("/x/a.tar"), Some(Format::DockerArchive));
-        assert_eq!(of("a.TAR"), Some(Format::DockerArchive));
-        assert_eq!((of("a"), of("/x/a.b/")), (Some(Format::Oci), Some(Format::Oci)));
-        assert_eq!((of("a.tar.gz"), of("a.tgz")), (None, None));
-    }
 }

@@ -1,6 +1,7 @@
 //! `wardian image pull`, `push`, `tags`, `login` and `logout`.
 
-use super::{each, stays, wait_durable, warn, watched};
+use super::export::Whole;
+use super::{Fetched, each, stays, wait_durable, warn, watched};
 use crate::exit::mistake;
 use crate::print;
 use crate::store::Place;
@@ -16,7 +17,7 @@ use wardian_image::export::{self, Compression};
 use wardian_image::reference::short;
 use wardian_image::registry::{ImageName, Known, Login as Kept, Sent};
 use wardian_image::{Opening, Source, Watch, Way};
-use wardian_store::{Phase, Pull, Reference};
+use wardian_store::{Pull, Reference};
 
 /// The longest password in bytes; some are tokens of some kilobytes.
 const MOST_PASSWORD: u64 = 64 << 10;
@@ -65,10 +66,9 @@ pub fn pull(place: &Place, names: &[String], quiet: bool) -> Result<ExitCode> {
             ImageName::of_uri(&image.shown).map_or_else(|_| image.shown.clone(), |name| name.to_string());
         let name = short(&full);
         wait_durable(&store, &image, &stays(&[name.to_owned()], &image.shown))?;
-        let fetched: Vec<_> = layers.iter().filter(|layer| layer.phase() == Phase::Done).collect();
-        let bytes = fetched.iter().map(|layer| layer.bytes_read()).sum();
+        let fetched = Fetched::of(&layers);
         if place.json {
-            let layers: Vec<_> = fetched.iter().map(|layer| &layer.chain_id).collect();
+            let Fetched { layers, bytes } = fetched;
             let digest =
                 ImageName::of_uri(&store.find_image(name)?.source)?.digest().map(ToString::to_string);
             done.push(json!({
@@ -79,11 +79,7 @@ pub fn pull(place: &Place, names: &[String], quiet: bool) -> Result<ExitCode> {
         if quiet {
             return print::text(&format!("{}\n", image.id));
         }
-        let what = match fetched.len() {
-            0 => "was there".to_owned(),
-            count => format!("{} fetched, {}", print::count(count, "layer"), print::bytes(bytes)),
-        };
-        print::text(&format!("{}  {name} ({what})\n", print::short(&image.id)))
+        print::text(&format!("{}  {name} ({fetched})\n", print::short(&image.id)))
     });
     place.leave(&store);
     if place.json {
@@ -101,10 +97,7 @@ pub fn push(place: &Place, asked_for: &Push) -> Result<()> {
     };
     let dest = dest.map_err(mistake)?;
     let (known, remote) = place.registries()?;
-    let store = place.open_existing()?;
-    let (named, documents) = store.read_image(name)?;
-    let image = store.image(name)?;
-    let dirs = image.layer_dirs().context("open the layers")?;
+    let Whole { store, named, documents, image, dirs } = Whole::open(place, name)?;
     let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
     let watch = Arc::new(Watch::default());
     let cancel = Arc::clone(&watch);
