@@ -222,8 +222,8 @@ impl Inner {
             Opened::ToFetch(opened) => &**opened,
         };
         // The id is a part of the key: a directory's identity does not tell its state, which may have changed since
-        // another request opened it.
-        let key = format!("{identity:?} {} {uri}", image.id);
+        // another request opened it. So is the name: whoever brings a login gives the image none.
+        let key = format!("{identity:?} {} {pulled:?} {uri}", image.id);
         self.opening.run(&key, &|| progress.is_cancelled(), || match self.cached(uri, identity.as_ref()) {
             Some(image) => Ok(image),
             None => {
