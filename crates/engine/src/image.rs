@@ -8,11 +8,12 @@
 
 use crate::admission::gate::{Gate, PATIENCE};
 use crate::{Engine, Error, PullTerms, Result};
+use parking_lot::Mutex;
 use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
-use wardian_store::{Image, Opened, Progress, Reference, Way};
+use wardian_store::{Image, LayerProgress, Opened, Progress, Reference, Way};
 use wardian_sys::memory;
 use wardian_sys::text::chain;
 
@@ -48,6 +49,25 @@ pub struct Gates {
     fetching: Gate,
     /// Permits for KiB of manifests and configs.
     documents: Arc<Semaphore>,
+    /// What is under way, oldest first.
+    under_way: Arc<Mutex<Vec<Arc<Asked>>>>,
+}
+
+/// An image that is brought into the store for a request.
+#[derive(Debug)]
+struct Asked {
+    /// The image's address, as it may be shown.
+    image: String,
+    progress: Arc<Progress>,
+}
+
+/// The state of an image on its way into the store.
+#[derive(Debug)]
+pub struct Bringing {
+    /// The address that the client gave, without secrets.
+    pub image: String,
+    /// Its layers, bottom first; none before its manifest has been read.
+    pub layers: Vec<Arc<LayerProgress>>,
 }
 
 impl Gates {
@@ -62,6 +82,7 @@ impl Gates {
             packed: gate("archives that are decompressed", 1),
             fetching: gate("fetches of images", AT_ONCE),
             documents: Arc::new(Semaphore::new(memory::budget(MOST, PART) >> 10)),
+            under_way: Arc::default(),
         }
     }
 }
@@ -85,16 +106,42 @@ pub(crate) async fn gone() {
     }
 }
 
-/// The progress of a request to the store. Dropping it cancels the request.
-struct Asked(Arc<Progress>);
+/// A request to the store. Dropping it cancels the request.
+struct Request {
+    asked: Arc<Asked>,
+    under_way: Arc<Mutex<Vec<Arc<Asked>>>>,
+}
 
-impl Drop for Asked {
+impl Gates {
+    fn begin(&self, image: String) -> Request {
+        let asked = Arc::new(Asked { image, progress: Arc::default() });
+        self.under_way.lock().push(Arc::clone(&asked));
+        Request { asked, under_way: Arc::clone(&self.under_way) }
+    }
+}
+
+impl Request {
+    fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.asked.progress)
+    }
+}
+
+impl Drop for Request {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.asked.progress.cancel();
+        self.under_way.lock().retain(|other| !Arc::ptr_eq(other, &self.asked));
     }
 }
 
 impl Engine {
+    /// Returns the images that are on their way into the store, oldest first.
+    pub fn images_under_way(&self) -> Vec<Bringing> {
+        let under_way = self.shared.images.under_way.lock().clone();
+        let state =
+            |asked: &Arc<Asked>| Bringing { image: asked.image.clone(), layers: asked.progress.layers() };
+        under_way.iter().map(state).collect()
+    }
+
     /// Logs a warning if the default image is not there. It may come later, and containers that name an image
     /// do not need it. The check runs in the background: the image may lie on a file system that does not
     /// answer.
@@ -125,6 +172,7 @@ impl Engine {
 
     async fn find_image(&self, step: &'static str, uri: &str, terms: &PullTerms) -> Result<Image> {
         let (store, address) = (self.shared.store.clone(), self.shared.address(uri)?);
+        let shown = wardian_store::shown(uri);
         let (PullTerms { when, login }, by_default) = (terms.clone(), self.shared.config.pull);
         let look = move || {
             let mut reference = Reference::parse(&address)?;
@@ -142,19 +190,25 @@ impl Engine {
         match blocking(step, look).await? {
             Ok(image) => Ok(image),
             Err((way, reference)) => tokio::select! {
-                image = self.bring(step, &reference, way) => image,
+                image = self.bring(step, shown, &reference, way) => image,
                 () = gone() => Err(Error::GivenUp { during: step, why: "the client has gone before its image was there" }),
             },
         }
     }
 
     /// Opens and fetches an image that is not in the store.
-    async fn bring(&self, step: &'static str, reference: &Arc<Reference>, way: Option<Way>) -> Result<Image> {
+    async fn bring(
+        &self,
+        step: &'static str,
+        shown: String,
+        reference: &Arc<Reference>,
+        way: Option<Way>,
+    ) -> Result<Image> {
         let (gates, store) = (&self.shared.images, &self.shared.store);
-        let asked = Asked(Arc::default());
+        let request = gates.begin(shown);
         let Some(way) = way else {
             let place = gates.fetching.enter().await?;
-            let (store, reference, progress) = (store.clone(), reference.clone(), asked.0.clone());
+            let (store, reference, progress) = (store.clone(), reference.clone(), request.progress());
             let fetch = move || {
                 let _place = place;
                 store.import(&reference, None, &progress)
@@ -162,7 +216,7 @@ impl Engine {
             return blocking(step, fetch).await;
         };
         for _ in 0..TRIES {
-            let opened = self.open(step, reference, way, &asked).await?;
+            let opened = self.open(step, reference, way, &request).await?;
             let documents = opened.documents();
             let kib = u32::try_from(documents >> 10).unwrap_or(u32::MAX);
             let room = if documents > SMALL {
@@ -178,7 +232,7 @@ impl Engine {
                 Opened::Here(image) if !reference.has_app() => return Ok((**image).clone()),
                 _ => gates.fetching.enter().await?,
             };
-            let (store, reference, progress) = (store.clone(), reference.clone(), asked.0.clone());
+            let (store, reference, progress) = (store.clone(), reference.clone(), request.progress());
             let fetch = move || {
                 let _held = (place, room);
                 let below = store.fetch(&opened, &progress)?;
@@ -196,7 +250,7 @@ impl Engine {
         step: &'static str,
         reference: &Arc<Reference>,
         way: Way,
-        asked: &Asked,
+        request: &Request,
     ) -> Result<Opened> {
         let (gates, store) = (&self.shared.images, &self.shared.store);
         let mut packed = false;
@@ -217,7 +271,7 @@ impl Engine {
             gate = &gates.packed;
         }
         let place = gate.enter_within(if packed { TO_DECOMPRESS } else { PATIENCE }).await?;
-        let (store, reference, progress) = (store.clone(), reference.clone(), asked.0.clone());
+        let (store, reference, progress) = (store.clone(), reference.clone(), request.progress());
         let open = move || {
             let _place = place;
             store.open_image(&reference, &progress)

@@ -52,7 +52,7 @@ pub use events::{Event, Heard, Listener, What};
 pub use failpoints::NAMES as FAILPOINTS;
 pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
-pub use image::for_client;
+pub use image::{Bringing, for_client};
 pub use inspect::{Capacity, Info, Listed, Properties, Property};
 pub use metrics::Metrics;
 pub use process::output::{Output, Stream, Waits};
@@ -67,7 +67,7 @@ pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, 
 pub use wardian_runtime::failpoints::NAMES as KEEPER_FAILPOINTS;
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
-pub use wardian_store::{DiskDriver, DiskLimit, Login, Pull, Scope};
+pub use wardian_store::{DiskDriver, DiskLimit, LayerProgress, Login, Pull, Scope};
 
 use container::Container;
 use shared::Shared;

@@ -33,6 +33,26 @@ macro_rules! wire {
     };
 }
 
+wire!(/// An image that the server brings into its store; wardian's own.
+ImageUnderWay {
+    /// Its address as a client gave it, without secrets.
+    image: String,
+    /// Its layers, bottom first; empty as long as they are not known.
+    layers: Vec<LayerUnderWay>,
+});
+
+wire!(/// A layer of such an image.
+LayerUnderWay {
+    /// The layer's chain id.
+    chain_id: String,
+    /// Bytes of its blob.
+    size: u64,
+    /// Bytes that have been read of it.
+    read: u64,
+    /// `waiting`, `unpacking`, `present` if the store had it before, `done`.
+    state: String,
+});
+
 wire!(/// A request for a container.
 ContainerSpec {
     /// Empty: the server makes one up.

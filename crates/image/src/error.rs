@@ -540,6 +540,14 @@ pub enum RegistryError {
         /// What is wrong with the certificate.
         why: String,
     },
+    /// A registry answers, but not by TLS, and nobody allows it to be without.
+    #[error("{host} does not speak TLS; `--insecure-registry {host}` goes without ({why})")]
+    NotTls {
+        /// The host.
+        host: String,
+        /// What it answered.
+        why: String,
+    },
     /// A registry that may be spoken to without TLS answers neither way.
     #[error("pinging container registry {host}: with TLS: {tls}; without: {plain}")]
     Unreachable {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use wardian_engine::{self as engine, Transport};
 use wardian_garden::{ErrorBody, ErrorKind, wire};
@@ -145,6 +146,16 @@ pub(crate) fn net_out(rule: wire::NetOutRule) -> Result<engine::Rule, Refusal> {
 }
 
 /// Converts an egress rule for a reply.
+pub(crate) fn under_way(image: &engine::Bringing) -> wire::ImageUnderWay {
+    let layer = |layer: &Arc<engine::LayerProgress>| wire::LayerUnderWay {
+        chain_id: layer.chain_id.clone(),
+        size: layer.size,
+        read: layer.bytes_read(),
+        state: layer.phase().name().to_owned(),
+    };
+    wire::ImageUnderWay { image: image.image.clone(), layers: image.layers.iter().map(layer).collect() }
+}
+
 pub(crate) fn egress(rule: &engine::Rule) -> wire::NetOutRule {
     let network =
         |(start, end): &(IpAddr, IpAddr)| wire::IpRange { start: start.to_string(), end: end.to_string() };

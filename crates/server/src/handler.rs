@@ -300,6 +300,11 @@ async fn answer(
             let say = move |out: &mut dyn Write| large::list(out, rules.iter().map(convert::egress));
             large::reply(state, cut, say).await?
         }
+        Route::ImagesUnderWay => {
+            let images = engine.images_under_way();
+            let say = move |out: &mut dyn Write| large::list(out, images.iter().map(convert::under_way));
+            large::reply(state, cut, say).await?
+        }
         Route::SetGraceTime => {
             // A time of null is refused: Go would read it as zero, and zero destroys the container.
             let nanoseconds: i64 = read(request, SMALL, None).await?;

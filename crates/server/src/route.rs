@@ -39,6 +39,8 @@ pub(crate) enum Route {
     History,
     /// The egress rules of a container; wardian's own.
     EgressRules,
+    /// The images that are brought into the store; wardian's own.
+    ImagesUnderWay,
     /// The events from now on; wardian's own.
     Events,
 }
@@ -73,7 +75,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 32] = [
+const TABLE: [(&str, &str, Route); 33] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -105,6 +107,7 @@ const TABLE: [(&str, &str, Route); 32] = [
     ("PUT", "/wardian/containers/:handle/limits/disk", Route::SetDiskLimits),
     ("GET", "/wardian/containers/:handle/history", Route::History),
     ("GET", "/wardian/containers/:handle/net/out", Route::EgressRules),
+    ("GET", "/wardian/images/under_way", Route::ImagesUnderWay),
     ("GET", "/wardian/events", Route::Events),
 ];
 

@@ -66,7 +66,7 @@ pub use mounts::ready;
 pub use mounts::rootfs::{self, Rootfs, RootfsSpec};
 pub use store::Store;
 pub use wardian_image::registry::{Known, Login};
-pub use wardian_image::{Host, Limits, Settings as Fetching, Way};
+pub use wardian_image::{Host, Limits, Settings as Fetching, Way, shown};
 pub use work::collect::{Collected, Garbage};
 pub use work::erase;
 pub use work::fetch::{Opened, ToFetch};

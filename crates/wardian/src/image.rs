@@ -262,16 +262,18 @@ pub fn with_app(image: &str, app: &str, path: &str, digest: Option<&str>) -> Res
 
 /// Imports an image with a progress display; Ctrl-C cancels it.
 pub fn fetch(store: &Store, uri: &str) -> Result<(Image, Vec<Arc<LayerProgress>>)> {
-    watched(|progress| store.import(&Reference::parse(uri)?, None, progress))
+    watched(false, |progress| store.import(&Reference::parse(uri)?, None, progress))
 }
 
+/// `lines` says whether a line is printed for each layer where there is no terminal.
 fn watched<T>(
+    lines: bool,
     import: impl FnOnce(&Progress) -> wardian_store::Result<T>,
 ) -> Result<(T, Vec<Arc<LayerProgress>>)> {
     let progress = Arc::new(Progress::default());
     let cancel = Arc::clone(&progress);
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
-    let image = watch::layers(&progress, || import(&progress));
+    let image = watch::layers(&progress, lines, || import(&progress));
     match image {
         Err(error) if error.is_cancelled() => {
             interrupts.check(
@@ -357,7 +359,7 @@ fn import(
         }
     }
     let reference = Reference::parse(&uri)?;
-    let ((image, replaced), watched) = watched(|progress| {
+    let ((image, replaced), watched) = watched(false, |progress| {
         let Some((first, others)) = names.split_first() else {
             return Ok((store.import(&reference, None, progress)?, Vec::new()));
         };

@@ -139,14 +139,16 @@ pub fn asked(question: &str) -> Result<bool> {
 
 /// Does the work; on a terminal, `draw` shows its progress meanwhile.
 fn drawn<T>(work: impl FnOnce() -> T, draw: impl FnOnce(&Receiver<()>) + Send) -> T {
-    if !std::io::stderr().is_terminal() {
-        return work();
-    }
+    if std::io::stderr().is_terminal() { watched(work, draw) } else { work() }
+}
+
+/// Does the work while another thread looks at its progress.
+fn watched<T>(work: impl FnOnce() -> T, look: impl FnOnce(&Receiver<()>) + Send) -> T {
     let (working, end) = channel::<()>();
     std::thread::scope(|scope| {
-        // Dropped also on a panic, which ends the drawing.
+        // Dropped also on a panic, which ends the other thread.
         let _working = working;
-        scope.spawn(move || draw(&end));
+        scope.spawn(move || look(&end));
         work()
     })
 }
@@ -159,34 +161,81 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Does an import, with a progress bar for each layer.
-pub fn layers<T>(progress: &Progress, work: impl FnOnce() -> T) -> T {
-    drawn(work, |end| {
-        let (all, mut bars) = (MultiProgress::new(), Vec::<ProgressBar>::new());
-        let look = |bars: &mut Vec<ProgressBar>| {
-            for (index, layer) in progress.layers().iter().enumerate() {
-                if bars.len() <= index {
-                    let bar = all.add(ProgressBar::new(layer.size));
-                    bar.set_style(style("  {prefix} {bar:30} {bytes:>11} of {total_bytes:<11} {msg}"));
-                    bar.set_prefix(crate::print::short(&layer.chain_id).to_owned());
-                    bars.push(bar);
-                }
-                let (position, what) = match layer.phase() {
-                    Phase::Waiting => (0, "waiting"),
-                    Phase::Unpacking => (layer.bytes_read(), "unpacking"),
-                    Phase::Present => (layer.size, "already here"),
-                    Phase::Done => (layer.size, "done"),
-                };
-                bars[index].set_position(position);
-                bars[index].set_message(what);
+/// A progress bar for each layer of an image.
+#[derive(Debug, Default)]
+pub struct Bars {
+    all: MultiProgress,
+    bars: Vec<ProgressBar>,
+}
+
+impl Bars {
+    /// Shows the state of the layer number `at`, of whose blob of `size` bytes so many have been `read`.
+    pub fn show(&mut self, at: usize, chain_id: &str, size: u64, read: u64, phase: Phase) {
+        while self.bars.len() <= at {
+            let bar = self.all.add(ProgressBar::new(size));
+            bar.set_style(style("  {prefix} {bar:30} {bytes:>11} of {total_bytes:<11} {msg}"));
+            self.bars.push(bar);
+        }
+        let (position, what) = match phase {
+            Phase::Waiting => (0, "waiting"),
+            Phase::Unpacking => (read, "unpacking"),
+            Phase::Present => (size, "already here"),
+            Phase::Done => (size, "done"),
+        };
+        let bar = &self.bars[at];
+        bar.set_prefix(crate::print::short(chain_id).to_owned());
+        bar.set_length(size);
+        bar.set_position(position);
+        bar.set_message(what);
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.bars.iter().for_each(ProgressBar::abandon);
+    }
+}
+
+/// Does an import, with a progress bar for each layer on a terminal, and else, with `lines`, a line for each.
+pub fn layers<T>(progress: &Progress, lines: bool, work: impl FnOnce() -> T) -> T {
+    let is_over = |phase| matches!(phase, Phase::Present | Phase::Done);
+    if !std::io::stderr().is_terminal() {
+        return if lines { watched(work, |end| lines_of(progress, end, is_over)) } else { work() };
+    }
+    watched(work, |end| {
+        let mut bars = Bars::default();
+        let mut look = || {
+            for (at, layer) in progress.layers().iter().enumerate() {
+                bars.show(at, &layer.chain_id, layer.size, layer.bytes_read(), layer.phase());
             }
         };
         while goes_on(end) {
-            look(&mut bars);
+            look();
         }
-        look(&mut bars);
-        bars.iter().for_each(ProgressBar::abandon);
+        look();
     })
+}
+
+/// Prints a line for each layer, once it is there.
+fn lines_of(progress: &Progress, end: &Receiver<()>, is_over: impl Fn(Phase) -> bool) {
+    let mut told = std::collections::HashSet::new();
+    let mut look = || {
+        let layers = progress.layers();
+        for layer in layers.iter().filter(|layer| is_over(layer.phase())) {
+            if told.insert(layer.chain_id.clone()) {
+                let what = match layer.phase() {
+                    Phase::Present => "was there".to_owned(),
+                    _ => crate::print::bytes(layer.bytes_read()),
+                };
+                let id = crate::print::short(&layer.chain_id);
+                crate::print::say(&format!("layer {id}: {what} ({} of {})", told.len(), layers.len()));
+            }
+        }
+    };
+    while goes_on(end) {
+        look();
+    }
+    look();
 }
 
 /// Does work without known progress, with a spinner.

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::json::{decode, encode};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
-    DiskLimits, HandleList, History, MemoryLimits, Metrics, NetIn, NetOutRule, ProcessSpec, PropertyValue,
-    Stop,
+    DiskLimits, HandleList, History, ImageUnderWay, MemoryLimits, Metrics, NetIn, NetOutRule, ProcessSpec,
+    PropertyValue, Stop,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -170,6 +170,11 @@ impl Client {
     /// Returns the egress rules of a container, those of its create first. Wardian's own.
     pub async fn net_out_rules(&self, handle: &str) -> Result<Vec<NetOutRule>> {
         self.exact(&format!("/wardian{}", container(handle, "/net/out"))).await
+    }
+
+    /// Returns the images that the server brings into its store, oldest first. Wardian's own.
+    pub async fn images_under_way(&self) -> Result<Vec<ImageUnderWay>> {
+        self.exact("/wardian/images/under_way").await
     }
 
     /// Subscribes to the events from now on, of one container or of all. Wardian's own.

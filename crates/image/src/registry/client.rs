@@ -138,16 +138,13 @@ impl Registry {
             if let Some(scheme) = client.scheme.get() {
                 return Ok(scheme);
             }
-            let probe = |location: &Location| match tries.probe(location) {
-                Ok(Probe::Server) => Ok(Ok(())),
-                Ok(Probe::Nothing(why)) => Ok(Err(why)),
-                Err(failure) => Err(failure),
-            };
-            let failure = match probe(&tls) {
-                Ok(Ok(())) => return Ok(client.scheme.get_or_init(|| "https")),
-                Ok(Err(without)) => match probe(&plain) {
-                    Ok(Ok(())) => return Ok(client.scheme.get_or_init(|| "http")),
-                    Ok(Err(why)) => {
+            let failure = match tries.probe(&tls) {
+                Ok(Probe::Server) => return Ok(client.scheme.get_or_init(|| "https")),
+                // The request that is to come tells whether it speaks HTTP.
+                Ok(Probe::Plain) => return Ok(client.scheme.get_or_init(|| "http")),
+                Ok(Probe::Nothing(without)) => match tries.probe(&plain) {
+                    Ok(Probe::Server | Probe::Plain) => return Ok(client.scheme.get_or_init(|| "http")),
+                    Ok(Probe::Nothing(why)) => {
                         self.remote.forget(&client, NamedBy::Registry(self));
                         let (host, tls, plain) = (self.endpoint.host.clone(), without, why);
                         let error = RegistryError::Unreachable { host, tls, plain }.into();

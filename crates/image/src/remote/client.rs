@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use rustls::client::ResolvesClientCert;
-use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,7 +19,7 @@ use wardian_sys::text::chain;
 use super::hosts;
 use super::names::Names;
 use super::settings::Settings;
-use super::trust::AnyOf;
+use super::trust::Trust;
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
@@ -55,13 +54,8 @@ impl Whose {
             return tls(settings.certificates.as_deref());
         };
         let own = settings.registry_certificates.iter().map(|all| all.join(host)).find(|dir| dir.is_dir());
-        if !is_insecure {
-            return tls(own.as_deref());
-        }
         let name = host.parse::<hosts::Host>()?;
-        tls_with(own.as_deref(), |roots, provider| {
-            AnyOf::new(name.name(), roots, provider).map(|any| Some(Arc::new(any) as Arc<_>))
-        })
+        tls_with(own.as_deref(), is_insecure.then(|| name.name()))
     }
 }
 
@@ -179,41 +173,29 @@ impl Drop for Client {
 
 /// Returns the TLS config: the system's roots (with SSL_CERT_FILE and SSL_CERT_DIR) and the directory's certificates.
 pub(super) fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
-    tls_with(dir, |_, _| Ok(None))
+    tls_with(dir, None)
 }
 
-/// As [`tls`]; `verifier` may make another verifier of the roots.
-fn tls_with(
-    dir: Option<&Path>,
-    verifier: impl FnOnce(
-        RootCertStore,
-        &Arc<CryptoProvider>,
-    ) -> Result<Option<Arc<dyn ServerCertVerifier>>, String>,
-) -> Result<ClientConfig, Error> {
+/// As [`tls`]; any certificate of `any_of` is accepted.
+fn tls_with(dir: Option<&Path>, any_of: Option<&str>) -> Result<ClientConfig, Error> {
     let error = |e: rustls::Error| Error::Client { why: e.to_string() };
     let own = dir.map_or_else(|| Ok(Certificates::default()), Certificates::load)?;
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
-    // A host without system roots can still fetch by http, and from servers that the directory's roots have signed.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     for (path, root) in own.roots {
         roots.add(root).map_err(|e| Error::Certificate { path: shown(&path), why: e.to_string() })?;
     }
-    let other = verifier(roots.clone(), &provider).map_err(|why| Error::Client { why })?;
+    let trust = Trust::new(roots, any_of, &provider).map_err(|why| Error::Client { why })?;
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(error)?
-        .with_root_certificates(roots);
-    let mut config = if own.pairs.is_empty() {
-        builder.with_no_client_auth()
-    } else {
-        let pairs = own.pairs.into_iter().map(|pair| pair.certified(&provider)).collect::<Result<_, _>>()?;
-        builder.with_client_cert_resolver(Arc::new(Identities(pairs)))
-    };
-    if let Some(other) = other {
-        config.dangerous().set_certificate_verifier(other);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(trust));
+    if own.pairs.is_empty() {
+        return Ok(builder.with_no_client_auth());
     }
-    Ok(config)
+    let pairs = own.pairs.into_iter().map(|pair| pair.certified(&provider)).collect::<Result<_, _>>()?;
+    Ok(builder.with_client_cert_resolver(Arc::new(Identities(pairs))))
 }
 
 fn shown(path: &Path) -> String {

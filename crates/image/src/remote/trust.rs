@@ -1,40 +1,73 @@
 //! Verification of certificates of registries.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, InvalidMessage, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, InvalidMessage, RootCertStore, SignatureScheme,
+};
+use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
 
-/// Accepts any certificate of one host, which the operator has named as insecure, and verifies those of all others:
+/// Verifies certificates against the operator's roots and the system's. The latter are read when the first certificate is
+/// verified, which takes longer than a request in the local network, and which a registry without TLS never needs.
+///
+/// It accepts any certificate of one host if the operator has named that as insecure, and verifies those of all others:
 /// the servers that it redirects to, and those of its tokens.
 #[derive(Debug)]
-pub(super) struct AnyOf {
-    name: ServerName<'static>,
-    /// `None` if no root is trusted at all.
-    others: Option<Arc<WebPkiServerVerifier>>,
+pub(super) struct Trust {
+    own: RootCertStore,
+    any_of: Option<ServerName<'static>>,
+    /// Of the system, the one file with all its roots.
+    bundle: OnceLock<Verifier>,
+    /// Of the system, also the files in its directories, which mostly are the same roots once more.
+    whole: OnceLock<Verifier>,
     provider: Arc<CryptoProvider>,
 }
 
-impl AnyOf {
-    /// `name` is a name or an address, without a port; one in brackets is IPv6.
+/// `None` if no root is trusted at all.
+type Verifier = Option<Arc<WebPkiServerVerifier>>;
+
+impl Trust {
+    /// `any_of` is the name or the address of the insecure host, without a port; one in brackets is IPv6.
     pub(super) fn new(
-        name: &str,
-        roots: RootCertStore,
+        own: RootCertStore,
+        any_of: Option<&str>,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, String> {
-        let name =
-            ServerName::try_from(name.trim_matches(['[', ']']).to_owned()).map_err(|e| e.to_string())?;
-        let others =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
-        Ok(Self { name, others: others.ok(), provider: Arc::clone(provider) })
+        let named = |name: &str| ServerName::try_from(name.trim_matches(['[', ']']).to_owned());
+        let any_of = any_of.map(named).transpose().map_err(|e| e.to_string())?;
+        Ok(Self {
+            own,
+            any_of,
+            bundle: OnceLock::new(),
+            whole: OnceLock::new(),
+            provider: Arc::clone(provider),
+        })
+    }
+
+    /// A host without system roots can still fetch from servers that the operator's roots have signed.
+    fn verifier(&self, system: CertificateResult) -> Verifier {
+        let mut roots = self.own.clone();
+        roots.add_parsable_certificates(system.certs);
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider)).build().ok()
+    }
+
+    /// SSL_CERT_FILE and SSL_CERT_DIR replace all of the system's roots.
+    fn bundle(&self) -> Option<&Verifier> {
+        let file = openssl_probe::probe().cert_file.filter(|_| !openssl_probe::has_ssl_cert_env_vars())?;
+        Some(self.bundle.get_or_init(|| self.verifier(load_certs_from_paths(Some(&file), None))))
+    }
+
+    fn whole(&self) -> &Verifier {
+        self.whole.get_or_init(|| self.verifier(load_native_certs()))
     }
 }
 
-impl ServerCertVerifier for AnyOf {
+impl ServerCertVerifier for Trust {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -43,14 +76,19 @@ impl ServerCertVerifier for AnyOf {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if *server_name == self.name {
+        if self.any_of.as_ref() == Some(server_name) {
             return Ok(ServerCertVerified::assertion());
         }
-        match &self.others {
-            Some(others) => {
-                others.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let by = |verifier: &Verifier| match verifier {
+            Some(roots) => {
+                roots.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
             }
-            None => Err(Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)),
+            None => Err(unknown()),
+        };
+        match self.bundle().map(by) {
+            Some(verified) if !matches!(&verified, Err(error) if *error == unknown()) => verified,
+            _ => by(self.whole()),
         }
     }
 
@@ -110,7 +148,7 @@ mod tests {
     #[test]
     fn causes() {
         let wrapped = |error: Error| io::Error::other(io::Error::other(error));
-        let certificate = || Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let certificate = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let message = || Error::InvalidMessage(InvalidMessage::InvalidContentType);
         assert!(is_untrusted(&certificate()) && is_untrusted(&wrapped(certificate())));
         assert!(is_plain(&message()) && is_plain(&wrapped(message())));

@@ -16,7 +16,7 @@ use super::client::{Client, Waited, Whose, causes};
 use super::location::Location;
 use super::trust::{is_plain, is_untrusted};
 use crate::bounds::stop::Stop;
-use crate::error::Error;
+use crate::error::{Error, RegistryError};
 
 /// The longest pause between two tries, unless the server asks for a longer one.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
@@ -144,6 +144,8 @@ pub(super) struct Refused<'r> {
 pub(crate) enum Probe {
     /// A server that answers, whatever it says.
     Server,
+    /// One that answers, but not by TLS.
+    Plain,
     /// No server, or one of another protocol.
     Nothing(String),
 }
@@ -324,6 +326,11 @@ impl<'a> Tries<'a> {
         let ask = Ask { method: Method::GET, location, part: None, accept: None };
         match self.send(&ask, HeaderMap::new(), false) {
             Ok(_) => Ok(Probe::Server),
+            Err(Failure::Final(Error::Registry { source }))
+                if matches!(*source, RegistryError::NotTls { .. }) =>
+            {
+                Ok(Probe::Plain)
+            }
             Err(Failure::Again { error: Error::Fetch { why, .. }, .. }) => Ok(Probe::Nothing(why)),
             Err(other) => Err(other),
         }
@@ -368,15 +375,13 @@ impl<'a> Tries<'a> {
                 }
                 let (redirect, untrusted) = (e.is_redirect(), is_untrusted(&e));
                 let plain = is_plain(&e) && e.url().is_some_and(|url| location.has_origin_of(url));
-                let mut why = causes(e);
-                if let NamedBy::Registry(registry) = self.by
-                    && plain
-                {
-                    let host = registry.host();
-                    why = format!("it does not speak TLS; `--insecure-registry {host}` goes without ({why})");
-                }
+                let why = causes(e);
                 match self.by {
                     _ if redirect => Err(Failure::Final(failed(location, why))),
+                    NamedBy::Registry(registry) if plain => {
+                        let host = registry.host().to_owned();
+                        Err(Failure::Final(RegistryError::NotTls { host, why }.into()))
+                    }
                     NamedBy::Registry(registry) if untrusted => {
                         Err(Failure::Final(registry.untrusted(location, why)))
                     }

@@ -21,6 +21,18 @@ pub enum Phase {
     Done,
 }
 
+impl Phase {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Unpacking => "unpacking",
+            Self::Present => "present",
+            Self::Done => "done",
+        }
+    }
+}
+
 /// One layer of an import.
 #[derive(Debug)]
 pub struct LayerProgress {

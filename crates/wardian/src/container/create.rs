@@ -5,6 +5,7 @@ use super::spec::Making;
 use super::{Server, block_on};
 use crate::exit::interrupted;
 use crate::print;
+use crate::watch::Bars;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::io::IsTerminal as _;
@@ -13,9 +14,12 @@ use std::time::Duration;
 use wardian_garden::wire::ContainerSpec;
 use wardian_garden::{Client, ErrorKind};
 use wardian_lab::Interrupted;
+use wardian_store::Phase;
 
 /// No progress is printed for creates up to this duration.
-const QUICK: Duration = Duration::from_secs(1);
+const QUICK: Duration = Duration::from_millis(500);
+/// The interval of progress updates.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What to make.
 #[derive(Debug, ClapArgs)]
@@ -80,7 +84,7 @@ pub async fn create(
     spec: &ContainerSpec,
     signals: &mut Signals,
 ) -> Result<String> {
-    let made = importing(client.create_told(spec), &spec.image.uri);
+    let made = importing(client, client.create_told(spec), &spec.image.uri);
     let made = match signals.begun(Some("the container is being made; it is destroyed then"), made).await {
         Ok(made) => made.map_err(|error| server.explain(error))?,
         Err(number) => {
@@ -104,17 +108,48 @@ pub async fn create(
     }
 }
 
-/// Prints a message on a terminal if the create takes long.
-async fn importing<T>(made: impl Future<Output = T>, image: &str) -> T {
+/// Prints on a terminal what a create waits for if it takes long: that an image is brought into the store, and its layers.
+async fn importing<T>(client: &Client, made: impl Future<Output = T>, image: &str) -> T {
     let mut made = std::pin::pin!(made);
-    if std::io::stderr().is_terminal() {
-        if let Ok(made) = tokio::time::timeout(QUICK, &mut made).await {
-            return made;
-        }
-        match wardian_image::shown(image).as_str() {
-            "" => print::say("importing the server's default image ..."),
-            image => print::say(&format!("importing {} ...", print::tame(image))),
+    if !std::io::stderr().is_terminal() {
+        return made.await;
+    }
+    if let Ok(made) = tokio::time::timeout(QUICK, &mut made).await {
+        return made;
+    }
+    let image = wardian_image::shown(image);
+    match image.as_str() {
+        "" => print::say("importing the server's default image ..."),
+        image => print::say(&format!("importing {} ...", print::tame(image))),
+    }
+    let mut bars = Bars::default();
+    loop {
+        tokio::select! {
+            biased;
+            made = &mut made => return made,
+            () = show_layers(client, &image, &mut bars) => {}
         }
     }
-    made.await
+}
+
+/// Shows how far the server is with the layers of an image.
+async fn show_layers(client: &Client, image: &str, bars: &mut Bars) {
+    tokio::time::sleep(LOOK).await;
+    // A server of another kind does not know this request.
+    let Ok(images) = client.images_under_way().await else { return };
+    // Of those that bring the same image, one reads a layer, and the others wait for it.
+    let all: Vec<_> = images.iter().filter(|other| other.image == image).collect();
+    let Some(longest) = all.iter().max_by_key(|image| image.layers.len()) else { return };
+    for (at, layer) in longest.layers.iter().enumerate() {
+        let same =
+            all.iter().flat_map(|image| &image.layers).filter(|other| other.chain_id == layer.chain_id);
+        let Some(first) = same.max_by_key(|layer| layer.read) else { continue };
+        let phase = match first.state.as_str() {
+            "unpacking" => Phase::Unpacking,
+            "present" => Phase::Present,
+            "done" => Phase::Done,
+            _ => Phase::Waiting,
+        };
+        bars.show(at, &first.chain_id, first.size, first.read, phase);
+    }
 }

@@ -60,7 +60,8 @@ pub fn pull(place: &Place, names: &[String], quiet: bool) -> Result<ExitCode> {
     let result = each(names, &mut |text| {
         let reference = Reference::parse(text)?.pulled(Pull::Always);
         ensure!(reference.is_pulled() && !reference.has_app(), "{text:?} is not an image at a registry");
-        let (image, layers) = watched(|progress| store.import(&reference, None, progress))?;
+        let (image, layers) =
+            watched(!quiet && !place.json, |progress| store.import(&reference, None, progress))?;
         warn(&image);
         let full =
             ImageName::of_uri(&image.shown).map_or_else(|_| image.shown.clone(), |name| name.to_string());
