@@ -32,6 +32,9 @@ const PART: usize = 16;
 const SMALL: usize = 64 << 10;
 /// How long a request queues to decompress an archive. It is given up when its client disconnects.
 const TO_DECOMPRESS: Duration = Duration::from_secs(600);
+/// How long a shutdown waits for fetches that are given up, and how often it looks.
+const TO_END: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(10);
 /// How often an image is opened again whose layers are garbage-collected at the same moment.
 const TRIES: usize = 5;
 
@@ -49,8 +52,8 @@ pub struct Gates {
     fetching: Gate,
     /// Permits for KiB of manifests and configs.
     documents: Arc<Semaphore>,
-    /// What is under way, oldest first.
-    under_way: Arc<Mutex<Vec<Arc<Asked>>>>,
+    /// What is under way, oldest first; `None` once the server ends.
+    under_way: Arc<Mutex<Option<Vec<Arc<Asked>>>>>,
 }
 
 /// An image that is brought into the store for a request.
@@ -82,7 +85,7 @@ impl Gates {
             packed: gate("archives that are decompressed", 1),
             fetching: gate("fetches of images", AT_ONCE),
             documents: Arc::new(Semaphore::new(memory::budget(MOST, PART) >> 10)),
-            under_way: Arc::default(),
+            under_way: Arc::new(Mutex::new(Some(Vec::new()))),
         }
     }
 }
@@ -109,14 +112,28 @@ pub(crate) async fn gone() {
 /// A request to the store. Dropping it cancels the request.
 struct Request {
     asked: Arc<Asked>,
-    under_way: Arc<Mutex<Vec<Arc<Asked>>>>,
+    under_way: Arc<Mutex<Option<Vec<Arc<Asked>>>>>,
 }
 
 impl Gates {
-    fn begin(&self, image: String) -> Request {
+    fn begin(&self, step: &'static str, image: String) -> Result<Request> {
         let asked = Arc::new(Asked { image, progress: Arc::default() });
-        self.under_way.lock().push(Arc::clone(&asked));
-        Request { asked, under_way: Arc::clone(&self.under_way) }
+        match &mut *self.under_way.lock() {
+            Some(all) => all.push(Arc::clone(&asked)),
+            None => return Err(ends(step)),
+        }
+        Ok(Request { asked, under_way: Arc::clone(&self.under_way) })
+    }
+
+    fn are_closed(&self) -> bool {
+        self.under_way.lock().is_none()
+    }
+}
+
+fn ends(step: &'static str) -> Error {
+    Error::GivenUp {
+        during: step,
+        why: "the server ends; what has come of the image is kept for the next time",
     }
 }
 
@@ -129,14 +146,31 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         self.asked.progress.cancel();
-        self.under_way.lock().retain(|other| !Arc::ptr_eq(other, &self.asked));
+        if let Some(all) = &mut *self.under_way.lock() {
+            all.retain(|other| !Arc::ptr_eq(other, &self.asked));
+        }
     }
 }
 
 impl Engine {
+    /// Gives up what brings images into the store, now and from now on: it may take longer than a server that ends can
+    /// wait. Waits for the threads, which remove what they have half unpacked.
+    pub async fn give_up_images(&self) {
+        let all = self.shared.images.under_way.lock().take().unwrap_or_default();
+        all.iter().for_each(|asked| asked.progress.cancel());
+        let ended = async {
+            while all.iter().any(|asked| Arc::strong_count(&asked.progress) > 1) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(TO_END, ended).await.is_err() {
+            tracing::warn!("images were still under way at shutdown");
+        }
+    }
+
     /// Returns the images that are on their way into the store, oldest first.
     pub fn images_under_way(&self) -> Vec<Bringing> {
-        let under_way = self.shared.images.under_way.lock().clone();
+        let under_way = self.shared.images.under_way.lock().clone().unwrap_or_default();
         let state =
             |asked: &Arc<Asked>| Bringing { image: asked.image.clone(), layers: asked.progress.layers() };
         under_way.iter().map(state).collect()
@@ -176,7 +210,9 @@ impl Engine {
         let (PullTerms { when, login }, by_default) = (terms.clone(), self.shared.config.pull);
         let look = move || {
             let mut reference = Reference::parse(&address)?;
-            if let Some(when) = when.or(reference.is_pulled().then_some(by_default)) {
+            // Whoever brings a login means an image of a registry, also by a name alone.
+            let is_asked_for = reference.is_pulled() || login.is_some();
+            if let Some(when) = when.or(is_asked_for.then_some(by_default)) {
                 reference = reference.pulled(when);
             }
             if let Some(login) = login {
@@ -190,7 +226,10 @@ impl Engine {
         match blocking(step, look).await? {
             Ok(image) => Ok(image),
             Err((way, reference)) => tokio::select! {
-                image = self.bring(step, shown, &reference, way) => image,
+                image = self.bring(step, shown, &reference, way) => match image {
+                    Err(_) if self.shared.images.are_closed() => Err(ends(step)),
+                    image => image,
+                },
                 () = gone() => Err(Error::GivenUp { during: step, why: "the client has gone before its image was there" }),
             },
         }
@@ -205,7 +244,7 @@ impl Engine {
         way: Option<Way>,
     ) -> Result<Image> {
         let (gates, store) = (&self.shared.images, &self.shared.store);
-        let request = gates.begin(shown);
+        let request = gates.begin(step, shown)?;
         let Some(way) = way else {
             let place = gates.fetching.enter().await?;
             let (store, reference, progress) = (store.clone(), reference.clone(), request.progress());

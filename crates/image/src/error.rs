@@ -517,8 +517,8 @@ pub enum RegistryError {
     },
     /// The user and the password, or the identity token, are wrong.
     #[error(
-        "unable to retrieve auth token: invalid username/password: {host} refuses them{said}; `wardian image login {login}` \
-         replaces them"
+        "unable to retrieve auth token: invalid username/password: {host} refuses them{said}; they came with the request, or \
+         `wardian image login {login}` replaces them"
     )]
     Login {
         /// The host that refused them.
@@ -530,9 +530,8 @@ pub enum RegistryError {
     },
     /// The registry's certificate is not trusted.
     #[error(
-        "This registry is insecure. To pull images from this registry, please use the --insecure-registry option. (The \
-         certificate of {host} is not trusted: {why}; the certificate of its authority can be put into \
-         /etc/containers/certs.d/{host}/, as a file *.crt, and `--insecure-registry {host}` does without)"
+        "the certificate of {host} is not trusted: {why}; put that of its authority into /etc/containers/certs.d/{host}/, as a \
+         file *.crt, or do without verification, by `--insecure-registry {host}` (of the server, for containers)"
     )]
     Untrusted {
         /// The host.
@@ -559,12 +558,28 @@ pub enum RegistryError {
         plain: String,
     },
     /// The registry does not have the manifest.
-    #[error("{host} does not have {image}: manifest unknown{said}")]
+    #[error(
+        "{host} has no {path}: manifest unknown{said}; `wardian image tags {repository}` lists what it has"
+    )]
     NoManifest {
         /// The host.
         host: String,
+        /// The path below `/v2/` that it was asked for, which a mirror has of its own.
+        path: String,
         /// The image.
         image: String,
+        /// The same without its tag.
+        repository: String,
+        /// What it says, after a colon; may be empty.
+        said: String,
+    },
+    /// The registry does not have the repository whose tags are asked for.
+    #[error("{host} has no repository {repository}{said}")]
+    NoTags {
+        /// The host.
+        host: String,
+        /// The repository.
+        repository: String,
         /// What it says, after a colon; may be empty.
         said: String,
     },

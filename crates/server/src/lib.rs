@@ -66,7 +66,8 @@ pub struct Options {
 }
 
 /// Serves until `shutdown` is ready: then accepts no more connections, closes taken-over connections (their
-/// processes live on), finishes the requests that are under way within at most ten seconds, and returns.
+/// processes live on), finishes the requests that are under way within at most ten seconds, except those that bring images into the store,
+/// and returns.
 pub async fn serve(
     engine: Engine,
     listeners: Vec<Listener>,
@@ -99,6 +100,7 @@ pub async fn serve(
         debug.abort();
     }
     stop.send_replace(true);
+    state.engine.give_up_images().await;
     drop(work);
     if tokio::time::timeout(GRACE, idle.recv()).await.is_err() {
         tracing::warn!("requests were still under way at shutdown");

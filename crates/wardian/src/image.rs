@@ -17,9 +17,10 @@ use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use wardian_image::export::Format;
 use wardian_image::reference::{is_like_a_file, short};
+use wardian_image::registry::{ImageName, Known};
 use wardian_image::{App, Remote, Source, shown};
 use wardian_store::image::{Named, Wish};
-use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Reference, Store};
+use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Pull, Reference, Store};
 
 /// The maximum number of names that an image gets from its source. Each is a record, and an archive can have any
 /// number of names.
@@ -180,9 +181,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Push(push) => registry::push(&place, &push)?,
         Command::Tags { name } => registry::tags(&place, &name)?,
         Command::Login(login) => registry::login(&place, &login)?,
-        Command::Logout { registry } => registry::logout(&registry)?,
+        Command::Logout { registry } => registry::logout(&place, &registry)?,
         Command::Ls => list(&place)?,
-        Command::Inspect { name } => inspect(&place.open_existing()?, &name)?,
+        Command::Inspect { name } => {
+            let store = place.open_existing()?;
+            inspect(&store, &meant(&store, &name))?;
+        }
         Command::Rm { names, force } => return remove(&place, &names, force),
         Command::Pin { names } => return each(&names, &mut pin(place.open_existing()?, true)),
         Command::Unpin { names } => return each(&names, &mut pin(place.open_existing()?, false)),
@@ -231,7 +235,13 @@ pub fn address(store: &Store, text: &str) -> Result<String> {
                 let other = || {
                     format!("{:?} is neither an image in the store nor one that can be fetched", shown(text))
                 };
-                Ok(source(text).with_context(other)?.to_uri())
+                match source(text) {
+                    // It can only be the name of an image at a registry.
+                    Err(_) if wardian_store::image::check(text).is_ok() && !Path::new(text).exists() => {
+                        Ok(text.to_owned())
+                    }
+                    source => Ok(source.with_context(other)?.to_uri()),
+                }
             }
             Err(error) => Err(error.into()),
         };
@@ -260,16 +270,22 @@ pub fn with_app(image: &str, app: &str, path: &str, digest: Option<&str>) -> Res
     Ok(address)
 }
 
-/// Imports an image with a progress display; Ctrl-C cancels it.
+/// Imports an image with a progress display, or pulls it if it is the name of one that the store does not have; Ctrl-C
+/// cancels it.
 pub fn fetch(store: &Store, uri: &str) -> Result<(Image, Vec<Arc<LayerProgress>>)> {
-    watched(false, |progress| store.import(&Reference::parse(uri)?, None, progress))
+    let (image, progress) = watched(false, |progress| {
+        let reference = Reference::parse(uri)?;
+        let is_name = !reference.is_pulled() && reference.way().is_none();
+        store.import(&if is_name { reference.pulled(Pull::Missing) } else { reference }, None, progress)
+    })?;
+    Ok((image, progress.layers()))
 }
 
 /// `lines` says whether a line is printed for each layer where there is no terminal.
 fn watched<T>(
     lines: bool,
     import: impl FnOnce(&Progress) -> wardian_store::Result<T>,
-) -> Result<(T, Vec<Arc<LayerProgress>>)> {
+) -> Result<(T, Arc<Progress>)> {
     let progress = Arc::new(Progress::default());
     let cancel = Arc::clone(&progress);
     let interrupts = Interrupts::catch(move || cancel.cancel())?;
@@ -277,11 +293,12 @@ fn watched<T>(
     match image {
         Err(error) if error.is_cancelled() => {
             interrupts.check(
-                "interrupted: what was half unpacked is removed; layers that are whole need not be fetched again",
+                "interrupted: what was half unpacked is removed; layers that are whole need not be fetched again, and what \
+                 has come of others from a registry is kept for the next time",
             )?;
             Err(error.into())
         }
-        image => Ok((image?, progress.layers())),
+        image => Ok((image?, progress)),
     }
 }
 
@@ -359,7 +376,7 @@ fn import(
         }
     }
     let reference = Reference::parse(&uri)?;
-    let ((image, replaced), watched) = watched(false, |progress| {
+    let ((image, replaced), progress) = watched(false, |progress| {
         let Some((first, others)) = names.split_first() else {
             return Ok((store.import(&reference, None, progress)?, Vec::new()));
         };
@@ -370,11 +387,11 @@ fn import(
         }
         Ok((image, replaced))
     })?;
-    for old in replaced.iter().filter(|_| !place.json) {
-        let stays = if old.pinned { "; the name stays pinned" } else { "" };
-        print::note(&format!("{} was the image {} until now{stays}", old.name, print::short(&old.id)));
+    if !place.json {
+        replaced.iter().for_each(tell_replaced);
     }
     warn(&image);
+    let watched = progress.layers();
     let answer = || report(place, store, &image, &names, &replaced, &watched);
     if detached {
         answer()?;
@@ -382,6 +399,12 @@ fn import(
     }
     wait_durable(store, &image, &stays(&names, &image.shown))?;
     if detached { Ok(()) } else { answer() }
+}
+
+/// Tells that a name was another image's.
+fn tell_replaced(old: &Named) {
+    let stays = if old.pinned { "; the name stays pinned" } else { "" };
+    print::note(&format!("{} was the image {} until now{stays}", old.name, print::short(&old.id)));
 }
 
 /// Prints the image's warning, if it has one.
@@ -430,7 +453,10 @@ impl<'a> Fetched<'a> {
         let done = || watched.iter().filter(|layer| layer.phase() == Phase::Done);
         Self {
             layers: done().map(|layer| layer.chain_id.as_str()).collect(),
-            bytes: done().map(|layer| layer.bytes_read()).sum(),
+            // What was read twice, after a failure, is a layer's once.
+            bytes: done()
+                .map(|layer| layer.bytes_read().min(if layer.size > 0 { layer.size } else { u64::MAX }))
+                .sum(),
         }
     }
 }
@@ -558,6 +584,22 @@ fn list(place: &Place) -> Result<()> {
     print::text(&print::table(["NAME", "ID", "SIZE", "LAYERS", "PINNED", "IMPORTED"], &rows))
 }
 
+/// Returns the name in the store that is meant: that name, or the one that an address or a short name of an image at a
+/// registry has there. One that the store does not have stays as it is.
+fn meant(store: &Store, text: &str) -> String {
+    let is_there = |name: &String| store.find_image(name).is_ok();
+    if let Ok(name) = ImageName::of_uri(text) {
+        return short(&name.to_string()).to_owned();
+    }
+    let text = text.to_owned();
+    if is_there(&text) {
+        return text;
+    }
+    let candidates = Known::of_host().registries().ok().and_then(|all| all.candidates(&text).ok());
+    let mut names = candidates.into_iter().flatten().map(|name| short(&name.to_string()).to_owned());
+    names.find(is_there).unwrap_or(text)
+}
+
 fn inspect(store: &Store, name: &str) -> Result<()> {
     let (image, documents) = store.read_image(name)?;
     let layers = layers_of(store, &image);
@@ -585,7 +627,7 @@ fn each(names: &[String], work: &mut dyn FnMut(&str) -> Result<()>) -> Result<Ex
         let Err(error) = work(name) else { continue };
         let interrupted = exit::of(&error).is_some_and(|code| code > 128);
         if let Some(earlier) = failure.replace(error) {
-            print::note(&format!("{earlier:#}"));
+            print::failure(&earlier);
         }
         if interrupted {
             break;
@@ -595,13 +637,14 @@ fn each(names: &[String], work: &mut dyn FnMut(&str) -> Result<()>) -> Result<Ex
 }
 
 fn pin(store: Store, pinned: bool) -> impl FnMut(&str) -> Result<()> {
-    move |name| Ok(store.pin(name, pinned)?)
+    move |name| Ok(store.pin(&meant(&store, name), pinned)?)
 }
 
 fn remove(place: &Place, names: &[String], force: bool) -> Result<ExitCode> {
     let store = place.open_existing()?;
     let mut done = Vec::new();
     let result = each(names, &mut |name| {
+        let name = &meant(&store, name);
         let layers = store.find_image(name)?.layers;
         let collected = store.remove_image(name, force)?;
         let stay = layers.iter().filter(|chain| store.layer(chain).is_some()).count();

@@ -17,6 +17,7 @@ use crate::bounds::stop::Stop;
 use crate::digest::{Digest, same};
 use crate::error::{Error, RegistryError};
 use crate::format::manifest::MAX_JSON;
+use crate::format::reference::split_tag;
 use crate::format::stream::stream_error;
 use crate::remote::{
     Ask, Authority, Body, Failure, Fetch, Host, Location, NamedBy, Probe, Refusal, Remote, Terms, Tries,
@@ -398,8 +399,19 @@ impl Authority for Registry {
                 let blob = path.rsplit('/').next().unwrap_or_default().to_owned();
                 RegistryError::NoBlob { host, blob, said }.into()
             }
+            StatusCode::NOT_FOUND if own && path.ends_with("/tags/list") => {
+                RegistryError::NoTags { host, repository: self.endpoint.repository.clone(), said }.into()
+            }
             StatusCode::NOT_FOUND if own => {
-                RegistryError::NoManifest { host, image: self.image.clone(), said }.into()
+                let path = path
+                    .trim_start_matches("/v2/")
+                    .replacen("/manifests/", ":", 1)
+                    .replacen(":sha256", "@sha256", 1);
+                // What the error says already.
+                let said = if said == ": MANIFEST_UNKNOWN: manifest unknown" { String::new() } else { said };
+                let name = self.image.split('@').next().unwrap_or_default();
+                let (image, repository) = (self.image.clone(), split_tag(name).0.to_owned());
+                RegistryError::NoManifest { host, path, image, repository, said }.into()
             }
             status => {
                 let (url, status) = (location.to_string(), status.as_u16());

@@ -24,7 +24,8 @@ pub struct Error {
 
 /// The full name of an image in a registry: `registry/repository:tag`, or `registry/repository@digest`.
 ///
-/// It has a tag, a digest, or both; the digest decides then, and the tag is for people.
+/// It has a tag, a digest, or both; the digest decides then, and the tag is for people. The registry is in lower case,
+/// since a host has one name, however it is written; but not one that only a capital letter tells from a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageName {
     registry: String,
@@ -77,7 +78,11 @@ impl ImageName {
             Some((first, rest)) if is_registry(first) => (first, rest),
             _ => (DOCKER_HUB, name),
         };
-        let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry };
+        let registry = match registry.to_ascii_lowercase() {
+            lower if is_registry(&lower) => lower,
+            _ => registry.to_owned(),
+        };
+        let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry.as_str() };
         if !is_host(registry) {
             return refused("what is before the first / is no HOST or HOST:PORT");
         }
@@ -208,6 +213,8 @@ mod tests {
             ("127.0.0.1:5000/a__b/c---d.e", "127.0.0.1:5000/a__b/c---d.e:latest"),
             ("[::1]:5000/a", "[::1]:5000/a:latest"),
             ("Registry/a", "Registry/a:latest"),
+            ("Registry.Example:5000/a", "registry.example:5000/a:latest"),
+            ("LocalHost/a", "localhost/a:latest"),
             ("quay.io/a/b/c/d:V_1.2-3", "quay.io/a/b/c/d:V_1.2-3"),
         ] {
             assert_eq!(ImageName::parse(text).map(|name| name.to_string()).as_deref(), Ok(full));

@@ -168,8 +168,10 @@ impl Access {
     /// Returns the error for a refused request, of whatever credentials.
     pub(super) fn denied(&self, host: &str, status: StatusCode, said: String) -> Error {
         let remedy = match self.login {
-            Some(_) => "with another account may help",
-            None => "may help",
+            Some(_) => {
+                "with another account may help, or another user name and password where the request brings them"
+            }
+            None => "may help, or a user name and password where the request can bring them",
         };
         let (image, login, host) = (self.image.clone(), self.login_to.clone(), host.to_owned());
         let status = status.as_u16();

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use wardian_image::Watch;
 
+use super::image::Named;
+
 /// The state of a layer within an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -87,6 +89,7 @@ pub struct Progress {
     /// Counts and cancels requests that are made before a layer is known.
     watch: Watch,
     layers: Mutex<Vec<Arc<LayerProgress>>>,
+    replaced: Mutex<Option<Named>>,
 }
 
 impl Progress {
@@ -107,6 +110,15 @@ impl Progress {
     /// Its layers, bottom first; none before the image's manifest has been read.
     pub fn layers(&self) -> Vec<Arc<LayerProgress>> {
         self.layers.lock().clone()
+    }
+
+    /// Returns the image that had the name of the one that was pulled until then, if it was another one.
+    pub fn replaced(&self) -> Option<Named> {
+        self.replaced.lock().clone()
+    }
+
+    pub(crate) fn has_replaced(&self, old: Option<Named>) {
+        *self.replaced.lock() = old;
     }
 
     pub(crate) fn watch(&self) -> &Watch {

@@ -230,7 +230,7 @@ impl Inner {
                 for _ in 0..TRIES {
                     let fetched = self.fetch(uri, image, identity.as_ref(), progress)?;
                     let (Some(name), Some(digest)) = (pulled, &image.digest) else { return Ok(fetched) };
-                    if self.name_pulled(name, digest, &fetched)? {
+                    if self.name_pulled(name, digest, &fetched, progress)? {
                         return Ok(fetched);
                     }
                 }

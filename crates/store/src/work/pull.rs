@@ -148,13 +148,25 @@ impl Inner {
 
     /// Names an image that was pulled; false if layers were collected meanwhile. Does not wait for the disk: a record
     /// that is lost costs one more pull.
-    pub(crate) fn name_pulled(&self, name: &ImageName, digest: &Digest, image: &Image) -> Result<bool> {
+    pub(crate) fn name_pulled(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        image: &Image,
+        progress: &Progress,
+    ) -> Result<bool> {
         let full = name.to_string();
         let kept = match name.digest() {
             Some(_) => full.clone(),
             None => format!("{full}@{digest}"),
         };
-        self.name(short(&full), &format!("docker://{kept}"), None, image, Wish::Pulled)?;
+        progress.has_replaced(self.name(
+            short(&full),
+            &format!("docker://{kept}"),
+            None,
+            image,
+            Wish::Pulled,
+        )?);
         // A garbage collection that did not see the name may have collected a layer.
         Ok(self.is_whole(image))
     }

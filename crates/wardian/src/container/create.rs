@@ -73,7 +73,9 @@ pub async fn destroy(client: &Client, handle: &str, signals: &mut Signals) {
         Ok(_) => return,
         Err(_) => "a signal has come before the server's answer".to_owned(),
     };
-    print::note(&format!("the container {handle} may not be destroyed: {why}"));
+    print::note(&format!(
+        "the container {handle} was perhaps not destroyed: {why}; `wardian rm {handle}` does it"
+    ));
 }
 
 /// Creates a container. The server does not cancel a create in progress, so after a signal the container is awaited
@@ -103,7 +105,10 @@ pub async fn create(
             Err(Interrupted(number).into())
         }
         Err(second) => {
-            Err(interrupted(second, &format!("interrupted: the container {made} may not be destroyed")))
+            let text = format!(
+                "interrupted: the container {made} was perhaps not destroyed; `wardian rm {made}` does it"
+            );
+            Err(interrupted(second, &text))
         }
     }
 }

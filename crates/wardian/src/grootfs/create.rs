@@ -89,8 +89,8 @@ struct Source {
 }
 
 impl Source {
-    /// Parses the image argument. Without a scheme it is a tar file; a query and a fragment of `oci://` and
-    /// `docker://` are dropped, as GrootFS drops them.
+    /// Parses the image argument. Without a scheme it is a tar file; a query and a fragment of `oci://` are
+    /// dropped, as GrootFS drops them. Of `docker://` they are not: its fragment is a tag, and another image would be made.
     fn parse(text: &str) -> Result<Self, Error> {
         let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) else {
             let path = PathBuf::from(text);
@@ -110,7 +110,7 @@ impl Source {
         };
         let plain = rest.split(['?', '#']).next().unwrap_or_default();
         let address = match scheme {
-            "oci" | "docker" => format!("{scheme}://{plain}"),
+            "oci" => format!("{scheme}://{plain}"),
             _ => text.to_owned(),
         };
         Ok(Self { scheme: scheme.to_owned(), path: plain.to_owned(), address })

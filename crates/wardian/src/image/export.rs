@@ -1,6 +1,6 @@
 //! `wardian image export`.
 
-use super::layers_of;
+use super::{layers_of, meant};
 use crate::print;
 use crate::store::Place;
 use crate::watch::{self, Interrupts};
@@ -70,6 +70,7 @@ pub struct Whole {
 impl Whole {
     pub fn open(place: &Place, name: &str) -> Result<Self> {
         let store = place.open_existing()?;
+        let name = &meant(&store, name);
         let (named, documents) = store.read_image(name)?;
         let image = store.image(name)?;
         let dirs = image.layer_dirs().context("open the layers")?;

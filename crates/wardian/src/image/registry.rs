@@ -1,12 +1,12 @@
 //! `wardian image pull`, `push`, `tags`, `login` and `logout`.
 
 use super::export::Whole;
-use super::{Fetched, each, stays, wait_durable, warn, watched};
+use super::{Fetched, each, stays, tell_replaced, wait_durable, warn, watched};
 use crate::exit::mistake;
 use crate::print;
 use crate::store::Place;
 use crate::watch::{self, Interrupts};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args as ClapArgs;
 use serde_json::json;
 use std::io::{IsTerminal as _, Read as _};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wardian_image::export::{self, Compression};
 use wardian_image::reference::short;
 use wardian_image::registry::{ImageName, Known, Login as Kept, Sent};
-use wardian_image::{Opening, Source, Watch, Way};
+use wardian_image::{Error, Opening, RegistryError, Source, Watch, Way};
 use wardian_store::{Pull, Reference};
 
 /// The longest password in bytes; some are tokens of some kilobytes.
@@ -59,14 +59,18 @@ pub fn pull(place: &Place, names: &[String], quiet: bool) -> Result<ExitCode> {
     let mut done = Vec::new();
     let result = each(names, &mut |text| {
         let reference = Reference::parse(text)?.pulled(Pull::Always);
-        ensure!(reference.is_pulled() && !reference.has_app(), "{text:?} is not an image at a registry");
-        let (image, layers) =
+        ensure!(
+            reference.is_pulled() && !reference.has_app(),
+            "{text:?} is not an image at a registry; `wardian image import` brings in files and directories"
+        );
+        let (image, progress) =
             watched(!quiet && !place.json, |progress| store.import(&reference, None, progress))?;
         warn(&image);
         let full =
             ImageName::of_uri(&image.shown).map_or_else(|_| image.shown.clone(), |name| name.to_string());
         let name = short(&full);
         wait_durable(&store, &image, &stays(&[name.to_owned()], &image.shown))?;
+        let (layers, replaced) = (progress.layers(), progress.replaced());
         let fetched = Fetched::of(&layers);
         if place.json {
             let Fetched { layers, bytes } = fetched;
@@ -74,9 +78,11 @@ pub fn pull(place: &Place, names: &[String], quiet: bool) -> Result<ExitCode> {
                 ImageName::of_uri(&store.find_image(name)?.source)?.digest().map(ToString::to_string);
             done.push(json!({
                 "id": image.id, "name": name, "digest": digest, "fetched": layers, "fetched_bytes": bytes,
+                "replaced": replaced.map(|old| old.id),
             }));
             return Ok(());
         }
+        replaced.iter().for_each(tell_replaced);
         if quiet {
             return print::text(&format!("{}\n", image.id));
         }
@@ -92,13 +98,14 @@ pub fn pull(place: &Place, names: &[String], quiet: bool) -> Result<ExitCode> {
 /// Pushes an image of the store.
 pub fn push(place: &Place, asked_for: &Push) -> Result<()> {
     let Push { name, dest, compression, quiet } = asked_for;
-    let dest = match dest.as_deref().unwrap_or(name) {
-        uri if uri.starts_with("docker://") => ImageName::of_uri(uri),
-        name => ImageName::parse(name),
+    let parsed = |name: &str| match name.starts_with("docker://") {
+        true => ImageName::of_uri(name),
+        false => ImageName::parse(name),
     };
-    let dest = dest.map_err(mistake)?;
+    let dest = dest.as_deref().map(parsed).transpose().map_err(mistake)?;
     let (known, remote) = place.registries()?;
     let Whole { store, named, documents, image, dirs } = Whole::open(place, name)?;
+    let dest = dest.map_or_else(|| parsed(&named.name), Ok).map_err(mistake)?;
     let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
     let watch = Arc::new(Watch::default());
     let cancel = Arc::clone(&watch);
@@ -230,7 +237,13 @@ pub fn login(place: &Place, asked_for: &Login) -> Result<()> {
     };
     ensure!(!password.is_empty(), "the password is empty");
     let login = Kept::Basic { user, password };
-    if !asked(|cancelled| known.try_login(&remote, &asked_for.registry, &login, cancelled))? {
+    let tried = asked(|cancelled| known.try_login(&remote, &asked_for.registry, &login, cancelled));
+    if let Some(Error::Registry { source }) = tried.as_ref().err().and_then(|error| error.downcast_ref())
+        && let RegistryError::Login { host, said, .. } = &**source
+    {
+        bail!("{host} does not accept this user name and password{said}");
+    }
+    if !tried? {
         print::note(&format!(
             "{} asks nobody for a password, so nothing can be said of this one",
             print::tame(&asked_for.registry)
@@ -238,11 +251,14 @@ pub fn login(place: &Place, asked_for: &Login) -> Result<()> {
     }
     known.credentials().keep(&asked_for.registry, &login)?;
     let file = known.credentials().own().display();
+    if place.json {
+        return print::json(&json!({ "registry": asked_for.registry, "file": file.to_string() }));
+    }
     print::text(&format!("logged in at {}, kept in {file}\n", print::tame(&asked_for.registry)))
 }
 
 /// Forgets a login.
-pub fn logout(registry: &str) -> Result<()> {
+pub fn logout(place: &Place, registry: &str) -> Result<()> {
     let known = Known::of_host();
     let file = known.credentials().own().display().to_string();
     ensure!(
@@ -250,6 +266,13 @@ pub fn logout(registry: &str) -> Result<()> {
         "{file} has no login for {}; logins of podman and docker are in files of theirs",
         print::tame(registry)
     );
+    // Docker's users take it that nobody is logged in any more.
+    if known.credentials().find(registry, "").is_ok_and(|login| login.is_some()) {
+        print::note("another file, of podman or docker, still has a login for it, which is used from now on");
+    }
+    if place.json {
+        return print::json(&json!({ "registry": registry, "file": file }));
+    }
     print::text(&format!("logged out of {}\n", print::tame(registry)))
 }
 

@@ -321,11 +321,11 @@ fn an_image_is_pushed_and_pulled_again() {
     let text = alone.place.say(&["image", "push", "--json", "mine", &dest]);
     let again: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(again["digest"], digest.as_str(), "{again}");
-    alone.place.say(&["image", "pull", &dest]);
+    alone.place.say(&["image", "pull", "--quiet", &dest]);
     let copy = format!("{}/other/mine", registry.inner);
     assert_eq!(alone.place.say(&["image", "push", "-q", &dest, &copy]), format!("{digest}\n"));
     let by_digest = format!("{copy}@{digest}");
-    alone.place.say(&["image", "pull", &by_digest]);
+    alone.place.say(&["image", "pull", "--quiet", &by_digest]);
     alone.place.say(&["image", "export", &by_digest, &alone.path("out"), "--format", "dir"]);
     assert_eq!(fs::read(alone.path("out/rootfs/a")).unwrap(), b"pushed");
     // What is no name of an image there, and a registry that is not there.
@@ -381,9 +381,9 @@ fn certificates_are_verified_unless_the_registry_is_named_insecure() {
     let host = registry.door_with_tls();
     let name = format!("{host}/b");
     let text = alone.place.fail(&["image", "pull", &name]);
-    assert!(text.contains("This registry is insecure.") && text.contains("certs.d"), "{text}");
+    assert!(text.contains("is not trusted") && text.contains("certs.d"), "{text}");
     let other = alone.place.fail(&["image", "pull", &name, "--insecure-registry", "127.0.0.1"]);
-    assert!(other.contains("This registry is insecure."), "{other}");
+    assert!(other.contains("is not trusted"), "{other}");
     let said = alone.place.wardian(&["image", "pull", &name, "--insecure-registry", &host]);
     assert_eq!(said.code, Some(0), "{said:?}");
     alone.place.say(&["image", "rm", &format!("{name}:latest")]);
@@ -533,4 +533,98 @@ async fn creates_at_once_fetch_each_blob_once() {
         assert_eq!(asked.iter().filter(|line| line.contains(&digest)).count(), 1, "{asked:#?}");
     }
     server.finish().await;
+}
+
+/// A create that fetches its image shows how far it is, and is given up when the server ends; what has come is kept.
+#[tokio::test]
+async fn a_fetch_is_shown_and_given_up_when_the_server_ends() {
+    needs!(Registry);
+    const MIDDLE: u64 = 12 << 20;
+    let mut server = Server::start().await;
+    let registry = Registry::start();
+    let base = fs::read(server.image()).unwrap();
+    registry.push("big", "latest", &Image::of(&[&tar_of(&[("data", &noise(30 << 20))]), &base]));
+    registry.hold(Some(MIDDLE));
+    let uri = format!("docker://{}", registry.name("big"));
+    let create = tokio::spawn({
+        let (client, spec) = (server.client(), image(&uri));
+        async move { message(client.create(&spec).await) }
+    });
+    let client = server.client();
+    let started = Instant::now();
+    loop {
+        assert!(started.elapsed() < STUCK && !create.is_finished(), "{}", server.log());
+        let images = client.images_under_way().await.unwrap();
+        if let [image] = images.as_slice()
+            && let [large, _] = image.layers.as_slice()
+            && large.read > MIDDLE / 2
+        {
+            assert_eq!(image.image, uri);
+            assert!(large.size > 30 << 20 && large.state == "unpacking", "{large:?}");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(server.terminate().await.success());
+    let text = create.await.unwrap();
+    assert!(text.contains("the server ends") && text.contains("is kept"), "{text}");
+    registry.hold(None);
+    registry.asked();
+    server.restart().await;
+    let client = server.client();
+    assert_eq!(client.images_under_way().await.unwrap(), []);
+    client.create(&image(&uri)).await.unwrap();
+    let asked = registry.asked_blobs();
+    assert!(asked.iter().any(|line| line.contains("bytes=")), "{asked:?}");
+    server.finish().await;
+}
+
+#[test]
+fn names_of_images_are_found_by_every_spelling() {
+    needs!(Registry);
+    let alone = Alone::new();
+    let registry = Registry::start();
+    let name = registry.name("app");
+    let first = Image::of(&[&tar_of(&[("one", b"1")])]);
+    registry.push("app", "latest", &first);
+    let conf =
+        format!("unqualified-search-registries = [\"{}\"]\n[aliases]\nshort = \"{name}\"\n", registry.host);
+    let known = known(&alone, &conf);
+    let say = |args: &[&str]| with(&alone, &known, args, "");
+    let said = say(&["image", "pull", "app"]);
+    // Without a terminal each layer has a line.
+    assert!(said.code == Some(0) && said.err.contains("layer ") && said.err.contains("(1 of 1)"), "{said:?}");
+    let said = say(&["image", "pull", "--quiet", "app"]);
+    assert!(said.code == Some(0) && said.err.is_empty(), "{said:?}");
+    let uri = format!("docker://{name}");
+    for spelling in ["app", "app:latest", "short", &name, &uri] {
+        let said = say(&["image", "inspect", spelling]);
+        assert!(
+            said.code == Some(0) && said.out.contains(&format!("\"name\": \"{name}\"")),
+            "{spelling}: {said:?}"
+        );
+    }
+    // A name that another image had is told.
+    registry.push("app", "latest", &Image::of(&[&tar_of(&[("two", b"2")])]));
+    let said = say(&["image", "pull", "app"]);
+    assert!(said.code == Some(0) && said.err.contains("was the image"), "{said:?}");
+    // Each failure has its causes once.
+    let said = say(&["image", "pull", &registry.name("none"), &registry.name("nothing")]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    for repository in ["none:latest: manifest unknown", "nothing:latest: manifest unknown"] {
+        assert_eq!(said.err.matches(repository).count(), 1, "{said:?}");
+    }
+    let said = say(&["image", "tags", &registry.name("none")]);
+    assert!(said.code == Some(1) && said.err.contains("has no repository none"), "{said:?}");
+    let said = say(&["image", "pull", "oci:///nowhere"]);
+    assert!(said.code == Some(1) && said.err.contains("image import"), "{said:?}");
+    // A root file system needs no pull before it.
+    let said = say(&["image", "rm", "short"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let said = say(&["rootfs", "create", &name, "r"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let said = say(&["rootfs", "delete", "r"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(say(&["image", "rm", "app"]).code, Some(0));
+    alone.finish();
 }

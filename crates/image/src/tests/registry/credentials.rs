@@ -297,9 +297,7 @@ fn trust() {
     trusting.pull(&server).unwrap();
     // The registry of another port is another one.
     let (other, _certificates) = Client::trusting(&known, &["127.0.0.1", "127.0.0.1:1"], settings());
-    let parts = [
-        "This registry is insecure. To pull images from this registry, please use the --insecure-registry option.",
-    ];
+    let parts = ["is not trusted"];
     failed(&other, other.pull(&server), &parts);
     assert_eq!(server.requests().iter().filter(|request| path_of(request) == "/v2/").count(), 1);
     // An insecure one is not verified, but the server that it redirects to is.
@@ -313,7 +311,7 @@ fn trust() {
     files.set(&blob(&made.blob), Reply::status(302).with("Location", &to));
     let server = files.serve_by(Some(config(&known, None)));
     let image = client.open(name(&server.host()), insecure(&server)).unwrap();
-    failed(&client, client.unpack(&image, &Watch::default()), &["This registry is insecure"]);
+    failed(&client, client.unpack(&image, &Watch::default()), &["is not trusted"]);
     assert_eq!(elsewhere.requests().len(), 0);
     // One that is insecure may be without TLS; its address is a loopback one here anyway, so this is the same.
     let plain = Files::with(&made).serve();

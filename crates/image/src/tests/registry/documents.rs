@@ -381,7 +381,7 @@ fn tags() {
         (page(&many), "exceeds the limit of 100000"),
         (page("7"), "cannot parse"),
         (Reply { endless: true, ..Reply::of(&[b' '; 4096]) }, "exceeds the limit of 4194304"),
-        (Reply::status(404), "manifest unknown"),
+        (Reply::status(404), "has no repository r"),
     ] {
         failed(&client, client.puller(&list(reply)).tags(&never), &[part]);
     }

@@ -239,7 +239,7 @@ fn passwords_and_tls() {
         if tls.is_some() {
             let stranger = Client::new();
             let result = pull(&stranger, name.clone(), login("pass word"));
-            failed(&stranger, result, &["This registry is insecure."]);
+            failed(&stranger, result, &["is not trusted"]);
             let endpoint = Endpoint { insecure: true, ..Endpoint::of(&name) };
             stranger.open(name, vec![(endpoint, login("pass word"))]).unwrap();
         }
