@@ -7,6 +7,7 @@
 //! request holds a place in one gate while it queues at another.
 
 use crate::admission::gate::{Gate, PATIENCE};
+use crate::admission::shared::Shared;
 use crate::{Engine, Error, PullTerms, Result};
 use parking_lot::Mutex;
 use std::future::{Future, pending};
@@ -17,9 +18,14 @@ use wardian_store::{Image, LayerProgress, Opened, Progress, Reference, Way};
 use wardian_sys::memory;
 use wardian_sys::text::chain;
 
-/// Requests that fetch an image, or wait for another request's fetch of it: each takes one of the 512 threads
-/// for blocking work. At most four layers of an image are unpacked side by side.
+/// Requests that fetch images, or wait for another request's fetch of one: each takes one of the 512 threads for
+/// blocking work. There are as many for images of this host as for those of registries. At most four layers of an image
+/// are unpacked side by side.
 pub const AT_ONCE: usize = 64;
+/// How many of these may be for images of one registry, which may be slow, or limit how often it is asked.
+pub const OF_ONE: usize = 16;
+/// The bytes of memory that a registry's answer may take until its image is known: index, manifest and config.
+const TO_ASK: usize = 4 << 20;
 /// The most images that are opened at once, of each kind, and the bytes of memory that one may take: names in
 /// an archive, documents.
 const OPENED_AT_ONCE: usize = 8;
@@ -46,10 +52,12 @@ pub struct Gates {
     /// For reading directories.
     trees: Gate,
     /// For manifests from registries, which may take long to answer.
-    registries: Gate,
+    registries: Shared,
     /// For decompressing archives: one at a time, since a decoder holds up to 32 MiB, as the file chooses.
     packed: Gate,
     fetching: Gate,
+    /// For layers from registries.
+    receiving: Shared,
     /// Permits for KiB of manifests and configs.
     documents: Arc<Semaphore>,
     /// What is under way, oldest first; `None` once the server ends.
@@ -76,14 +84,17 @@ pub struct Bringing {
 impl Gates {
     /// Makes gates at each of which `queue` requests may wait.
     pub fn new(queue: usize) -> Self {
-        let gate = |what, places| Gate::new(what, "--max-queued-creates", places, queue);
+        let gate = |what, places| Gate::new(what, None, places, queue);
+        let shared = |what, places| Shared::new(gate(what, places), queue);
+        let asked = (memory::budget(MOST, PART) / TO_ASK).clamp(1, AT_ONCE);
         let places = (memory::budget(MOST, PART) / TO_OPEN).clamp(1, OPENED_AT_ONCE);
         Self {
             opening: gate("images that are opened", places),
             trees: gate("directories that are looked at as images", places),
-            registries: gate("images that registries are asked for", AT_ONCE),
+            registries: shared("images that registries are asked for", asked),
             packed: gate("archives that are decompressed", 1),
             fetching: gate("fetches of images", AT_ONCE),
+            receiving: shared("fetches of images from registries", AT_ONCE),
             documents: Arc::new(Semaphore::new(memory::budget(MOST, PART) >> 10)),
             under_way: Arc::new(Mutex::new(Some(Vec::new()))),
         }
@@ -269,7 +280,10 @@ impl Engine {
             let place = match &opened {
                 // Without an app nothing is left to do; an app's file may have to be read.
                 Opened::Here(image) if !reference.has_app() => return Ok((**image).clone()),
-                _ => gates.fetching.enter().await?,
+                Opened::ToFetch(_) if let Some(registry) = reference.registry() => {
+                    gates.receiving.enter(&registry).await?
+                }
+                _ => gates.fetching.enter().await?.into(),
             };
             let (store, reference, progress) = (store.clone(), reference.clone(), request.progress());
             let fetch = move || {
@@ -295,8 +309,8 @@ impl Engine {
         let mut packed = false;
         let mut gate = match way {
             Way::Tree => &gates.trees,
-            Way::Registry => &gates.registries,
-            Way::Short | Way::Compressed => &gates.opening,
+            // A registry's are below.
+            Way::Registry | Way::Short | Way::Compressed => &gates.opening,
         };
         if way == Way::Compressed {
             let (reference, place) = (reference.clone(), gate.enter().await?);
@@ -309,7 +323,10 @@ impl Engine {
         if packed {
             gate = &gates.packed;
         }
-        let place = gate.enter_within(if packed { TO_DECOMPRESS } else { PATIENCE }).await?;
+        let place = match reference.registry() {
+            Some(registry) => gates.registries.enter(&registry).await?,
+            None => gate.enter_within(if packed { TO_DECOMPRESS } else { PATIENCE }).await?.into(),
+        };
         let (store, reference, progress) = (store.clone(), reference.clone(), request.progress());
         let open = move || {
             let _place = place;

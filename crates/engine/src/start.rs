@@ -129,9 +129,9 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         given => given,
     };
     let queued = config.max_queued_creates;
-    let gate = Gate::new("creates", "--max-concurrent-creates or --max-queued-creates", creates, queued);
+    let gate = Gate::new("creates", Some("--max-concurrent-creates"), creates, queued);
     // The store makes one at a time.
-    let limits_gate = Gate::new("disk limits of new sizes", "--max-queued-creates", 1, queued);
+    let limits_gate = Gate::new("disk limits of new sizes", None, 1, queued);
     Ok(Shared {
         pairs: Pool::new("pairs", READY, home).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,

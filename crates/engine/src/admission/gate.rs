@@ -14,11 +14,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// wants.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The option of the server for more places in each queue, for errors.
+const QUEUE_FLAG: &str = "--max-queued-creates";
+
 /// A semaphore with a bounded queue.
 #[derive(Debug)]
 pub struct Gate {
     what: &'static str,
-    flags: &'static str,
+    /// For whom, in a message; empty for all.
+    whose: String,
+    flag: Option<&'static str>,
     at_work: usize,
     permits: Arc<Semaphore>,
     queue: usize,
@@ -33,18 +38,34 @@ pub fn sensible() -> usize {
 }
 
 impl Gate {
-    /// Makes a gate for `at_work` of `what` at a time, and `queue` more that wait. `flags` are the options
-    /// that the busy error names.
-    pub fn new(what: &'static str, flags: &'static str, at_work: usize, queue: usize) -> Self {
+    /// Makes a gate for `at_work` of `what` at a time, and `queue` more that wait. `flag` is the option
+    /// for more at a time, if there is one, for errors.
+    pub fn new(what: &'static str, flag: Option<&'static str>, at_work: usize, queue: usize) -> Self {
         let at_work = at_work.min(Semaphore::MAX_PERMITS);
         Self {
             what,
-            flags,
+            whose: String::new(),
+            flag,
             at_work,
             permits: Arc::new(Semaphore::new(at_work)),
             queue,
             waiting: AtomicUsize::new(0),
         }
+    }
+
+    /// Makes a gate for `at_work` of the same, of those for `whom`.
+    pub fn divided(&self, at_work: usize, queue: usize, whom: &str) -> Self {
+        Self { whose: format!(" of {whom}"), ..Self::new(self.what, self.flag, at_work, queue) }
+    }
+
+    /// How many may be at work at a time.
+    pub fn places(&self) -> usize {
+        self.at_work
+    }
+
+    /// Whether nobody is at work, and nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.permits.available_permits() == self.at_work && self.waiting.load(Ordering::Relaxed) == 0
     }
 
     /// Enters if there is a free place.
@@ -65,18 +86,26 @@ impl Gate {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _place = Place(&self.waiting);
         if before >= self.queue {
-            return Err(self.busy(&format!("{before} more wait")));
+            let flags: Vec<_> = self.flag.into_iter().chain([QUEUE_FLAG]).collect();
+            return Err(self.busy(&format!("{before} more wait"), &flags));
         }
         match tokio::time::timeout(patience, self.permits.clone().acquire_owned()).await {
             Ok(permit) => permit.map_err(|_| Error::GivenUp { during: self.what, why: "the server ends" }),
-            Err(_) => Err(self.busy(&format!("none of them has ended in {} s", patience.as_secs()))),
+            Err(_) => {
+                let more = format!("none of them has ended in {} s", patience.as_secs());
+                Err(self.busy(&more, self.flag.as_slice()))
+            }
         }
     }
 
-    fn busy(&self, more: &str) -> Error {
+    fn busy(&self, more: &str, flags: &[&str]) -> Error {
+        let remedy = match flags.join(" or ") {
+            none if none.is_empty() => none,
+            flags => format!(", or start the server with a higher {flags}"),
+        };
         Error::Busy(format!(
-            "too many {}: {} are at work and {more}; try again in a moment, or start the server with a higher {}",
-            self.what, self.at_work, self.flags
+            "too many {}{}: {} are at work and {more}; try again in a moment{remedy}",
+            self.what, self.whose, self.at_work
         ))
     }
 }
@@ -96,7 +125,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_works_one_waits_one_is_sent_away() {
-        let gate = Gate::new("creates", "--x", 1, 1);
+        let gate = Gate::new("creates", None, 1, 1);
         let first = gate.enter().await.unwrap();
         let mut second = std::pin::pin!(gate.enter());
         assert!(tokio::time::timeout(Duration::ZERO, &mut second).await.is_err());
@@ -109,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_ever() {
-        let gate = Gate::new("creates", "--x", 1, 5);
+        let gate = Gate::new("creates", None, 1, 5);
         let _first = gate.enter().await.unwrap();
         let error = gate.enter_within(Duration::from_millis(1)).await.unwrap_err();
         assert!(matches!(error, Error::Busy(_)));

@@ -20,6 +20,7 @@ use crate::disk::section::Section;
 use crate::error::{Error, RegistryError};
 use crate::format::compression::Compression as Stored;
 use crate::format::manifest::{Descriptor, ImageConfig, Manifest};
+use crate::format::stream::stream_error;
 use crate::registry::{Content, Outgoing, Puller, Pusher, RemoteBlob, Sent, Upload};
 use crate::source::image::Image;
 use crate::source::layer::Blob;
@@ -28,6 +29,8 @@ use crate::source::registry::is_foreign;
 
 /// How much of a file is read at once, in bytes.
 const PIECE: usize = 256 << 10;
+/// What errors call the file for a layer's blob.
+const SCRATCH: &str = "the file for a layer";
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -252,7 +255,6 @@ impl Push<'_> {
         upload: Option<Upload>,
     ) -> Result<Option<Sent>, Error> {
         let Descriptor { digest, size, .. } = &original.descriptor;
-        let before = self.progress.sent.load(Ordering::Relaxed);
         let send = |content: &dyn Content, upload| {
             let blob = Outgoing { digest, size: *size, content };
             self.pusher.send(blob, upload, self.stop, &self.progress.sent)
@@ -262,16 +264,41 @@ impl Push<'_> {
             return Ok(Some(Sent::Sent));
         }
         let Some(puller) = self.image.puller else { return Ok(None) };
-        let (puller, digest) = (puller.clone(), digest.clone());
-        match send(&RemoteBlob { puller, first: 0, digest, size: *size, partial: None }, upload) {
-            Ok(()) => Ok(Some(Sent::Sent)),
-            // The registry that it was pulled from does not have it any more, or does not answer.
-            Err(Error::Registry { source }) if matches!(*source, RegistryError::Blob { .. }) => {
-                self.progress.sent.store(before, Ordering::Relaxed);
-                Ok(None)
+        let blob = RemoteBlob {
+            puller: puller.clone(),
+            first: 0,
+            digest: digest.clone(),
+            size: *size,
+            partial: None,
+        };
+        match self.fetched(&blob) {
+            Ok(Some(section)) => {
+                send(&section, upload)?;
+                Ok(Some(Sent::Sent))
             }
+            Ok(None) => Ok(None),
+            // The registry that it was pulled from does not have it any more, or does not answer.
+            Err(Error::Registry { source }) if matches!(*source, RegistryError::Blob { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Receives a blob into an unnamed file; `None` if it is another one. It is verified before a byte of it is sent: the
+    /// registry that it comes from may have led to a server that only this host can reach, and the one that it goes to
+    /// would get that server's answer.
+    fn fetched(&self, blob: &RemoteBlob) -> Result<Option<Section>, Error> {
+        let (kept, mut file) = self.scratch()?;
+        let mut hashing = Hashing::new(blob.receive(self.stop, blob.size, None));
+        io::copy(&mut hashing, &mut file).map_err(|error| stream_error("a layer's blob", error))?;
+        let is_it = hashing.finish() == blob.digest;
+        Ok(is_it.then(|| Section::new(kept, 0, blob.size)))
+    }
+
+    /// Makes an unnamed file for a blob; returns it to be read and to be written.
+    fn scratch(&self) -> Result<(Arc<File>, File), Error> {
+        let error = |source| Error::Io { op: "make", path: SCRATCH.to_owned(), source };
+        let file = (self.image.scratch)().map_err(error)?;
+        Ok((Arc::new(file.try_clone().map_err(error)?), file))
     }
 
     /// Returns the blob of a layer in the layout or archive that it was imported from, if that has the same one still.
@@ -316,18 +343,13 @@ impl Push<'_> {
 
     /// Makes the blob of a layer in an unnamed file, and sends it.
     fn exported(&self, at: usize, done: &mut Done) -> Result<(), Error> {
-        let shown = "the file for a layer";
-        let scratch = || {
-            let error = |source| Error::Io { op: "make", path: shown.to_owned(), source };
-            let file = (self.image.scratch)().map_err(error)?;
-            Ok::<_, Error>((Arc::new(file.try_clone().map_err(error)?), file))
-        };
-        let (mut kept, file) = scratch()?;
+        let shown = SCRATCH;
+        let (mut kept, file) = self.scratch()?;
         let packed = match self.packed(at, file, shown)? {
             Some(packed) => packed,
             None => {
                 let file;
-                (kept, file) = scratch()?;
+                (kept, file) = self.scratch()?;
                 let mut meter = Meter::new(self.watch, shown);
                 let layer =
                     self.image.layers.get(at).ok_or_else(|| Error::Missing { path: shown.to_owned() })?;
@@ -388,12 +410,6 @@ impl Content for Section {
         let error = |source| Error::Io { op: "read", path: "a layer's blob".into(), source };
         section.seek(SeekFrom::Start(from)).map_err(error)?;
         Ok(Box::new(section))
-    }
-}
-
-impl Content for RemoteBlob {
-    fn open<'a>(&'a self, from: u64, stop: &'a Stop<'a>) -> Result<Box<dyn Read + Send + 'a>, Error> {
-        Ok(Box::new(self.receive_from(from, stop)))
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wardian_sys::text::{clip, tame};
 
+use super::few::Few;
 use super::reference::{but_there_are, several_images};
 use crate::digest::Digest;
 use crate::error::{Error, show};
@@ -17,6 +18,8 @@ pub(crate) const MAX_JSON: u64 = 4 << 20;
 /// The maximum number of layers of an image: what the kernel mounts as one overlay (`OVL_MAX_STACK`,
 /// fs/overlayfs/params.h).
 pub const MAX_LAYERS: usize = 500;
+/// The maximum number of variables in an image's environment.
+const MAX_ENV: usize = 10_000;
 /// The maximum number of URLs of one layer, since each may take all of its tries.
 const MAX_URLS: usize = 16;
 /// Annotations with the name of an image in an index: its tag, and (docker, containerd) its full name.
@@ -362,7 +365,7 @@ struct RawImageConfig {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct RunConfig {
-    env: Option<Vec<String>>,
+    env: Option<Few<String, MAX_ENV>>,
     user: Option<String>,
     working_dir: Option<String>,
 }
@@ -370,7 +373,7 @@ struct RunConfig {
 #[derive(Deserialize)]
 struct RootFs {
     #[serde(default)]
-    diff_ids: Option<Vec<Digest>>,
+    diff_ids: Option<Few<Digest, MAX_LAYERS>>,
 }
 
 impl ImageConfig {
@@ -385,12 +388,12 @@ impl ImageConfig {
         let platform = Platform { os, architecture, variant: String::new() };
         Ok(Self {
             config: Config {
-                env: run.env.unwrap_or_default(),
+                env: run.env.map_or_else(Vec::new, |env| env.0),
                 user: run.user.unwrap_or_default(),
                 working_dir: run.working_dir.unwrap_or_default(),
                 foreign: platform.foreign(),
             },
-            diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
+            diff_ids: raw.rootfs.diff_ids.map_or_else(Vec::new, |ids| ids.0),
         })
     }
 }

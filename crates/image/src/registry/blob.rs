@@ -18,6 +18,8 @@ use crate::remote::Body;
 
 /// How much is received at once while nothing is unpacked, in bytes.
 const AT_ONCE: usize = 256 << 10;
+/// How many times the size of a blob must be free for a copy of it: once for the copy, and the rest for its files.
+const ROOM: u64 = 5;
 
 /// A blob at a registry.
 #[derive(Debug, Clone)]
@@ -32,10 +34,18 @@ pub(crate) struct RemoteBlob {
 }
 
 impl RemoteBlob {
-    /// Opens the file with what was received of it before, if such files are kept.
+    /// Opens the file with what was received of it before, if such files are kept. Where the file system has little room
+    /// left, the layer itself needs that, and the file is removed.
     pub(crate) fn partial(&self) -> Option<Partial> {
         let dir = self.partial.as_ref().filter(|_| self.size >= LEAST)?;
-        Partial::open(dir, &self.digest)
+        let partial = Partial::open(dir, &self.digest)?;
+        let available =
+            rustix::fs::fstatvfs(&**dir).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        if available.saturating_add(partial.length) < self.size.saturating_mul(ROOM) {
+            partial.remove();
+            return None;
+        }
+        Some(partial)
     }
 
     /// Returns the blob as a reader, whose errors hold an [`Error`]. What it receives is added to `keep`.
@@ -58,11 +68,6 @@ impl RemoteBlob {
             failures: Vec::new(),
             keep,
         }
-    }
-
-    /// As [`RemoteBlob::receive`], from this offset on.
-    pub(crate) fn receive_from<'a>(&'a self, from: u64, stop: &'a Stop<'a>) -> Received<'a> {
-        Received { at: from, ..self.receive(stop, self.size, None) }
     }
 
     /// Receives the rest of a blob of which a part is there, and returns whether the whole is what it should be. It

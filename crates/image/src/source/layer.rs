@@ -138,6 +138,17 @@ impl Layer {
         }
     }
 
+    /// Returns the registry that its blob is received from; `None` for one on this host, and for one of a server that the
+    /// operator or the caller has named.
+    pub fn registry(&self) -> Option<&str> {
+        match &self.blob {
+            Blob::Registry { blob, .. } => Some(blob.puller.name().registry()),
+            Blob::Oci { .. } | Blob::Member { .. } | Blob::File { .. } | Blob::Tree { .. } | Blob::App(_) => {
+                None
+            }
+        }
+    }
+
     /// Whether unpacking it needs the layers below, because it has a base directory.
     pub fn needs_layers_below(&self) -> bool {
         self.base.is_some()

@@ -1,11 +1,12 @@
-//! The records of named images: `images/<name>.json`, one file for each name.
+//! The records of named images: `images/<name>.json`, one file for each name; one whose name is too long for a file's is
+//! `images/%<digest of the name>.json`.
 //!
 //! Names with the same short form ([`short`]) share one record, which is found by each of them.
 //!
 //! Manifest and config lie beside the records in `images/<digest>.documents`, once for all names of an image: their
 //! size is up to the image's author, and a list of names needs neither.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -23,9 +24,12 @@ const SUFFIX: &str = ".json";
 const DOCUMENTS: &str = ".documents";
 /// How often a record is read if its documents are missing, which happens when another image gets the name meanwhile.
 const TRIES: usize = 5;
-/// The maximum length of a name in bytes, as its file is named: with three for each slash. A file name may have 255,
-/// of which some are for the suffix and for the temporary file that replaces it.
-const MAX_NAME: usize = 200;
+/// The maximum length of a name in bytes: that of a registry and repository together, a tag and a digest are shorter
+/// (distribution's `reference` package).
+const MAX_NAME: usize = 512;
+/// The maximum length of a record's file name without its suffix. A file name may have 255 bytes, of which some are for
+/// the temporary file that replaces it.
+const MAX_FILE: usize = 200;
 
 /// Why an operation on a name failed.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +37,8 @@ const MAX_NAME: usize = 200;
 pub enum Error {
     /// The name is invalid.
     #[error(
-        "{name:?} is no name for an image: use up to {MAX_NAME} letters, digits and . _ - : / @ (a slash counts as three), \
-         starting with a letter or a digit"
+        "{name:?} is no name for an image: use up to {MAX_NAME} letters, digits and . _ - : / @, starting with a letter or a \
+         digit, or with the IPv6 address of a registry in brackets"
     )]
     Invalid {
         /// The name.
@@ -134,9 +138,17 @@ struct Entry {
 /// traversal are refused.
 pub fn check(name: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@".contains(&byte);
-    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    let length = name.len() + 2 * name.bytes().filter(|byte| *byte == b'/').count();
-    if !begins || length > MAX_NAME || !name.bytes().all(plain) || name.contains("://") {
+    // The host of a registry that has no name: hex digits and colons, and then a port or a repository.
+    let address = name.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let rest = match address {
+        Some((address, rest)) if address.parse::<std::net::Ipv6Addr>().is_ok() => rest,
+        Some(_) => "",
+        None => name,
+    };
+    let begins =
+        |byte: u8| if address.is_some() { b":/".contains(&byte) } else { byte.is_ascii_alphanumeric() };
+    let is_begun = rest.bytes().next().is_some_and(begins);
+    if !is_begun || name.len() > MAX_NAME || !rest.bytes().all(plain) || name.contains("://") {
         return Err(Error::Invalid { name: name.chars().take(300).collect() });
     }
     Ok(())
@@ -155,14 +167,24 @@ pub fn check_brought(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the file name of a name's record, with `/` written as `%2F`.
+/// Returns the file name of a name's record, with `/` written as `%2F`, or with a digest if it is too long.
 pub(crate) fn file_name(name: &str) -> String {
-    format!("{}{SUFFIX}", name.replace('/', "%2F"))
+    let plain = name.replace('/', "%2F");
+    match plain.len() {
+        0..=MAX_FILE => format!("{plain}{SUFFIX}"),
+        // No name begins like that.
+        _ => format!("%{}{SUFFIX}", Digest::of(name.as_bytes()).as_hex()),
+    }
 }
 
-/// Returns the image name that belongs to a record's file name; `None` if the file is no record.
+/// Whether the file is a record.
+fn is_of_name(file: &str) -> bool {
+    !file.starts_with('.') && file.ends_with(SUFFIX)
+}
+
+/// Returns the image name that belongs to a record's file name; `None` if the file is no record, or has a digest.
 fn name_of(file: &str) -> Option<String> {
-    let name = file.strip_suffix(SUFFIX).filter(|name| !name.starts_with('.'))?;
+    let name = file.strip_suffix(SUFFIX).filter(|name| !name.starts_with(['.', '%']))?;
     Some(name.replace("%2F", "/"))
 }
 
@@ -195,8 +217,13 @@ fn resolve(layout: &Layout, name: &str) -> Result<String, Error> {
 
 /// Reads the record stored under exactly that name; returns it with its text.
 fn read(layout: &Layout, name: &str) -> Result<Option<(Entry, String)>, Error> {
+    read_file(layout, &file_name(name), name)
+}
+
+/// Reads a record by the name of its file; `name` is for errors.
+fn read_file(layout: &Layout, file: &str, name: &str) -> Result<Option<(Entry, String)>, Error> {
     let failed = |source| Error::Record { name: name.to_owned(), source };
-    match files::read_file(&layout.images, &file_name(name)) {
+    match files::read_file(&layout.images, file) {
         Ok(text) => {
             let entry = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
             Ok(Some((entry, text)))
@@ -352,8 +379,8 @@ fn sweep_in_turn(layout: &Layout) {
     let swept = || -> Result<(), Error> {
         let files = files(layout)?;
         let mut kept = HashSet::new();
-        for name in files.iter().filter_map(|file| name_of(file)) {
-            match read(layout, &name) {
+        for file in files.iter().filter(|file| is_of_name(file)) {
+            match read_file(layout, file, file) {
                 Ok(entry) => kept.extend(entry.and_then(|(entry, _)| entry.documents)),
                 // A record that a power cut has emptied refers to no documents.
                 Err(Error::Record { source, .. })
@@ -414,15 +441,69 @@ fn files(layout: &Layout) -> Result<Vec<String>, Error> {
 /// Returns all named images, sorted by name, without their documents. An image whose record a power cut has emptied
 /// is left out; it can be imported again.
 pub(crate) fn all(layout: &Layout) -> Result<Vec<Named>, Error> {
-    let mut images = Vec::new();
-    for name in files(layout)?.iter().filter_map(|file| name_of(file)) {
-        match read(layout, &name) {
-            Ok(entry) => images.extend(entry.map(|(entry, _)| entry.image)),
-            Err(error) => tracing::warn!(name, %error, "image.unreadable"),
-        }
-    }
+    let mut images: Vec<_> = entries(layout)?.into_iter().map(|entry| entry.image).collect();
     images.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(images)
+}
+
+fn entries(layout: &Layout) -> Result<Vec<Entry>, Error> {
+    let mut all = Vec::new();
+    for file in files(layout)?.iter().filter(|file| is_of_name(file)) {
+        match read_file(layout, file, file) {
+            Ok(entry) => all.extend(entry.map(|(entry, _)| entry)),
+            Err(error) => tracing::warn!(file, %error, "image.unreadable"),
+        }
+    }
+    Ok(all)
+}
+
+/// What the documents of all named images take, to see what names would have to be removed for less.
+#[derive(Debug, Default)]
+pub(crate) struct Weights {
+    /// The names that may be removed, with their documents, in the order of their imports.
+    names: Vec<(Named, String)>,
+    /// For each file of documents, its bytes, and how many names have it.
+    files: HashMap<String, (u64, usize)>,
+}
+
+impl Weights {
+    /// `stays` says which names must not be removed.
+    pub(crate) fn of(layout: &Layout, stays: &dyn Fn(&Named) -> bool) -> Result<Self, Error> {
+        let mut found = Self::default();
+        for Entry { image, documents } in entries(layout)? {
+            let Some(digest) = documents else { continue };
+            let stat = rustix::fs::statat(&layout.images, documents_file(&digest), AtFlags::SYMLINK_NOFOLLOW);
+            let bytes = stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+            found.files.entry(digest.clone()).or_insert((bytes, 0)).1 += 1;
+            if !stays(&image) {
+                found.names.push((image, digest));
+            }
+        }
+        found.names.sort_by_key(|(image, _)| image.imported_ms);
+        Ok(found)
+    }
+
+    /// Bytes of all documents.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.values().map(|(bytes, _)| bytes).sum()
+    }
+
+    /// Removes a name from the sum.
+    pub(crate) fn without(&mut self, name: &str) {
+        let Some(at) = self.names.iter().position(|(image, _)| image.name == name) else { return };
+        let (_, digest) = self.names.remove(at);
+        if let Some((_, names)) = self.files.get_mut(&digest) {
+            *names -= 1;
+            if *names == 0 {
+                self.files.remove(&digest);
+            }
+        }
+    }
+
+    /// Returns the name that was imported first, of those that are left.
+    pub(crate) fn oldest(&self) -> Option<&Named> {
+        self.names.first().map(|(image, _)| image)
+    }
 }
 
 #[cfg(test)]
@@ -434,8 +515,15 @@ mod tests {
         for good in ["busybox", "reg.example:5000/a/b:1.2_3", "a@sha256:0f"] {
             check(good).unwrap();
         }
-        let (long, deep) = ("a".repeat(MAX_NAME + 1), format!("a{}", "/a".repeat(MAX_NAME / 4)));
-        for bad in ["", "/x.tar", "oci://x", "../a", "-a", "a b", "a\n", "ä", "a%2F", &long, &deep] {
+        let deep = format!("a{}", "/a".repeat(MAX_NAME / 2 - 1));
+        for good in ["[::1]:5000/a:1", "[fd00::2]/a", &deep] {
+            check(good).unwrap();
+        }
+        let long = "a".repeat(MAX_NAME + 1);
+        for bad in [
+            "", "/x.tar", "oci://x", "../a", "-a", "a b", "a\n", "ä", "a%2F", &long, "[x]/a", "[::1]",
+            "[::1]a", "[::1",
+        ] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
         for digest in
@@ -445,5 +533,10 @@ mod tests {
         }
         check_brought("reg.example:5000/sha256:1").unwrap();
         assert_eq!(file_name("a/b:1"), "a%2Fb:1.json");
+        let file = file_name(&deep);
+        assert!(
+            file.len() < MAX_FILE && file.starts_with('%') && is_of_name(&file) && name_of(&file).is_none(),
+            "{file}"
+        );
     }
 }

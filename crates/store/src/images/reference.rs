@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use wardian_image::registry::Login;
+use wardian_image::registry::{ImageName, Login};
 use wardian_image::{App, Source, Way};
 
 use super::image;
@@ -120,6 +120,15 @@ impl Reference {
             Below::Name(_) => self.is_pulled().then_some(Way::Registry),
             Below::Source(_, source) => Some(source.way()),
         }
+    }
+
+    /// Returns the registry that may be asked for the image, as far as its text says: a short name is one of Docker Hub.
+    pub fn registry(&self) -> Option<String> {
+        let name = match &self.below {
+            Below::Source(_, source) => source.image_name().cloned(),
+            Below::Name(name) => ImageName::parse(name).ok().filter(|_| self.is_pulled()),
+        };
+        name.map(|name| name.registry().to_owned())
     }
 
     /// Whether the image, without its app, is a compressed file that must be decompressed as a whole to be opened.

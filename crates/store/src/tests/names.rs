@@ -184,3 +184,49 @@ fn names_that_mean_the_same_are_one() {
     assert_eq!(store.find_image("docker.io/library/box:latest").unwrap().id, "c");
     assert_eq!(store.find_image("box:latest").unwrap().id, "e");
 }
+
+/// Names of images that clients have pulled must not fill the disk, however small their layers are.
+#[test]
+fn documents_count_where_there_is_a_limit() {
+    needs!(Root);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let layout = &store.0.layout;
+    for n in 0..6_u8 {
+        let image = Named { name: format!("n{n}"), imported_ms: u64::from(n), ..named("a", &["1"]) };
+        // n0 and n1 have theirs together.
+        let text = char::from(b'a' + n.max(1)).to_string().repeat(1 << 20);
+        image::save(layout, image, &documents(&text), Wish::Pulled).unwrap();
+    }
+    store.pin("n2", true).unwrap();
+    assert_eq!(files(dir.path(), ".documents").0, 5);
+    // Without a limit all names stay.
+    assert!(store.collect_garbage(Garbage::Unnamed, None).unwrap().images.is_empty());
+    let done = store.collect_garbage(Garbage::Until(3 << 20 | 1 << 19), None).unwrap();
+    assert_eq!(done.images, ["n0", "n1", "n3"]);
+    assert!(done.freed_bytes > 2 << 20 && done.kept_bytes < 4 << 20, "{done:?}");
+    assert_eq!(files(dir.path(), ".documents").0, 3);
+    let left: Vec<_> = store.images().unwrap().into_iter().map(|image| image.name).collect();
+    assert_eq!(left, ["n2", "n4", "n5"]);
+}
+
+#[test]
+fn names_too_long_for_a_file() {
+    needs!(Root);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(dir.path())).unwrap();
+    let long = format!("registry.example/{}:{}", "group/".repeat(30) + "app", "t".repeat(100));
+    let address = "[::1]:5000/app";
+    for name in [long.as_str(), address] {
+        let image = Named { name: name.to_owned(), ..named("a", &["1"]) };
+        image::save(&store.0.layout, image, &documents("m"), Wish::Pulled).unwrap();
+        assert_eq!(store.find_image(name).unwrap().name, name);
+        assert_eq!(store.read_image(name).unwrap().1, documents("m"));
+    }
+    let names: Vec<_> = store.images().unwrap().into_iter().map(|image| image.name).collect();
+    assert_eq!(names, [address, &long]);
+    store.pin(&long, true).unwrap();
+    store.remove_image(&long, true).unwrap();
+    store.remove_image(address, false).unwrap();
+    assert_eq!(files(dir.path(), "").0, 0);
+}

@@ -35,7 +35,8 @@ pub enum Garbage {
     /// Layers that no named image has.
     Unnamed,
     /// Layers of named images, too, the least recently used first, until the layers take at most this many bytes.
-    /// Names whose layers are collected are removed.
+    /// Names whose layers are collected are removed. The manifests and configs of named images count, too: if those
+    /// alone are too many, the names that were imported first are removed.
     Until(u64),
 }
 
@@ -50,7 +51,7 @@ pub struct Collected {
     pub freed_bytes: u64,
     /// The bytes that were kept of blobs whose fetch ended early, and are freed, too.
     pub partial_bytes: u64,
-    /// The bytes of the layers that stay.
+    /// The bytes of the layers that stay, and, if there is a number that they may take, of the images' documents.
     pub kept_bytes: u64,
     /// Of those, the bytes that must not be collected: used by root file systems, pinned, or of named images that
     /// this collection spares.
@@ -131,8 +132,15 @@ impl Inner {
         let used = self.used_layers()?;
         let mut layers = self.seen_layers()?;
         layers.sort_by(|a, b| (a.used, &a.record.chain_id).cmp(&(b.used, &b.record.chain_id)));
-        let mut done =
-            Collected { kept_bytes: layers.iter().map(|l| l.record.size()).sum(), ..Collected::default() };
+        let mut weights = match garbage {
+            Garbage::Until(_) => {
+                let is_used = |chain: &String| used.iter().any(|used| used.chain == *chain);
+                image::Weights::of(&self.layout, &|image| image.pinned || image.layers.iter().any(is_used))?
+            }
+            Garbage::Unnamed => image::Weights::default(),
+        };
+        let layers_bytes: u64 = layers.iter().map(|l| l.record.size()).sum();
+        let mut done = Collected { kept_bytes: layers_bytes + weights.bytes(), ..Collected::default() };
         for Seen { record, trusted, .. } in layers {
             let in_use = used.iter().any(|used| used.instance == record.instance);
             if in_use || kept.contains(&record.chain_id) {
@@ -150,6 +158,19 @@ impl Inner {
         let gone: BTreeSet<&String> = done.layers.iter().collect();
         let emptied = images.iter().filter(|image| image.layers.iter().any(|layer| gone.contains(layer)));
         done.images = emptied.map(|image| image.name.clone()).collect();
+        if only.is_none() {
+            let before = weights.bytes();
+            done.images.iter().for_each(|name| weights.without(name));
+            let left = done.kept_bytes - before;
+            while left + weights.bytes() > target
+                && let Some(oldest) = weights.oldest().map(|image| image.name.clone())
+            {
+                weights.without(&oldest);
+                done.images.push(oldest);
+            }
+            done.freed_bytes += before - weights.bytes();
+            done.kept_bytes = left + weights.bytes();
+        }
         Ok(done)
     }
 

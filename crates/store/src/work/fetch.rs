@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use wardian_image::registry::ImageName;
-use wardian_image::{App, Identity};
+use wardian_image::{App, Digest, Identity};
 
 use crate::disk::record::now_ms;
 use crate::error::{Error, Result, image_error};
@@ -227,9 +227,16 @@ impl Inner {
         self.opening.run(&key, &|| progress.is_cancelled(), || match self.cached(uri, identity.as_ref()) {
             Some(image) => Ok(image),
             None => {
+                let begin = Instant::now();
                 for _ in 0..TRIES {
                     let fetched = self.fetch(uri, image, identity.as_ref(), progress)?;
-                    let (Some(name), Some(digest)) = (pulled, &image.digest) else { return Ok(fetched) };
+                    let Some(digest) = &image.digest else { return Ok(fetched) };
+                    let layers = progress.layers();
+                    let done = || layers.iter().filter(|layer| layer.phase() == Phase::Done);
+                    let (count, bytes) = (done().count(), done().map(|layer| layer.bytes_read()).sum::<u64>());
+                    let ms = begin.elapsed().as_millis();
+                    tracing::info!(image = uri, %digest, layers = layers.len(), fetched = count, bytes, ms, "image.pulled");
+                    let Some(name) = pulled else { return Ok(fetched) };
                     if self.name_pulled(name, digest, &fetched, progress)? {
                         return Ok(fetched);
                     }
@@ -540,7 +547,7 @@ impl Inner {
         let chain = &source.chain_id;
         let cancelled = || progress.is_cancelled();
         let unpack = || {
-            let _turn = self.turn(chain, &cancelled)?;
+            let _turn = self.turn(chain, source.registry(), &cancelled)?;
             if let Some(layer) = self.present(chain)? {
                 watch.set(Phase::Present);
                 return Ok(layer);
@@ -552,7 +559,17 @@ impl Inner {
             watch.set(Phase::Unpacking);
             let begin = Instant::now();
             let discard = |name: &str| self.trash(Place::Staging, name);
-            let fresh = layer::unpack(&self.layout, source, below, &self.limits, &watch.watch, &discard)?;
+            let fresh = match layer::unpack(&self.layout, source, below, &self.limits, &watch.watch, &discard)
+            {
+                // From another registry it was here first.
+                Err(layer::Error::Commit { source, .. })
+                    if source == Errno::EXIST
+                        && let Some(layer) = self.present(chain)? =>
+                {
+                    return Ok(layer);
+                }
+                fresh => fresh?,
+            };
             let layer = Arc::clone(&fresh.layer);
             let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.extent.bytes);
             tracing::info!(chain, read, bytes, ms, "layer.unpacked");
@@ -570,10 +587,14 @@ impl Inner {
         layer
     }
 
-    /// Takes the lock among processes to unpack the layer; it is released when it is dropped.
-    fn turn(&self, chain: &str, cancelled: &dyn Fn() -> bool) -> Result<Turn> {
+    /// Takes the lock among processes to unpack the layer; it is released when it is dropped. There is one for each
+    /// registry: any of them may claim a layer of another one, and then send a blob as slowly as it likes.
+    fn turn(&self, chain: &str, registry: Option<&str>, cancelled: &dyn Fn() -> bool) -> Result<Turn> {
         let failed = |source| Error::from(layer::Error::Stage { chain: chain.to_owned(), source });
-        let name = format!("{chain}{TURN}");
+        let name = match registry {
+            Some(registry) => format!("{chain}.{}{TURN}", &Digest::of(registry.as_bytes()).as_hex()[..16]),
+            None => format!("{chain}{TURN}"),
+        };
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = rustix::fs::openat(&self.layout.staging, &name, flags, Mode::RUSR | Mode::WUSR)

@@ -628,3 +628,66 @@ fn names_of_images_are_found_by_every_spelling() {
     assert_eq!(say(&["image", "rm", "app"]).code, Some(0));
     alone.finish();
 }
+
+/// A registry that claims a layer of another one and sends it slowly holds up nobody but those who pull from it, and those
+/// who wait for a registry leave places for others.
+#[tokio::test]
+async fn a_slow_registry_holds_up_no_other() {
+    needs!(Registry);
+    const SHARE: usize = 16;
+    let server = Server::start().await;
+    let (slow, good) = (Registry::start(), Registry::start());
+    let base = fs::read(server.image()).unwrap();
+    let shared = tar_of(&[("shared", &noise(4 << 20))]);
+    let image_of = |n: usize| Image::of(&[&base, &shared, &tar_of(&[("n", n.to_string().as_bytes())])]);
+    for n in 0..=SHARE {
+        slow.push("app", &format!("v{n}"), &image_of(n));
+    }
+    good.push("app", "latest", &image_of(0));
+    slow.hold(Some(1 << 20));
+    let creates: Vec<_> = (0..=SHARE)
+        .map(|n| {
+            let (client, uri) = (server.client(), format!("docker://{}:v{n}", slow.name("app")));
+            tokio::spawn(async move { client.create(&image(&uri)).await })
+        })
+        .collect();
+    let started = Instant::now();
+    let client = server.client();
+    while client.images_under_way().await.unwrap().iter().filter(|image| !image.layers.is_empty()).count()
+        < SHARE
+    {
+        assert!(started.elapsed() < STUCK, "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The same layers from another registry, by the server and by another process, and a file of this host.
+    let handle = client.create(&image(&format!("docker://{}", good.name("app")))).await.unwrap();
+    assert_eq!(say(&client, &handle, "cat /n").await, "0");
+    client.create(&image(server.image().to_str().unwrap())).await.unwrap();
+    assert!(creates.iter().all(|create| !create.is_finished()), "{}", server.log());
+    slow.hold(None);
+    for create in creates {
+        create.await.unwrap().unwrap();
+    }
+    server.finish().await;
+}
+
+/// A blob of half the disk fits, although a copy of it for the next try would not.
+#[test]
+fn where_there_is_little_room_no_parts_are_kept() {
+    needs!(Registry);
+    let alone = Alone::new();
+    let registry = Registry::start();
+    registry.push("big", "latest", &Image::of(&[&tar_of(&[("data", &noise(30 << 20))])]));
+    let disk = alone.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let mount = |program: &str, args: &[&str]| {
+        assert!(Command::new(program).args(args).arg(&disk).status().unwrap().success());
+    };
+    mount("mount", &["-t", "tmpfs", "-o", "size=45m", "small"]);
+    let root = format!("{disk}/store");
+    let said =
+        with(&alone, &[("WARDIAN_ROOT", root)], &["image", "pull", "--quiet", &registry.name("big")], "");
+    mount("umount", &[]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    alone.finish();
+}

@@ -233,3 +233,24 @@ fn other_manifests() {
     let result = kept.push_by(&pusher, Some(&puller), None, Compression::Gzip);
     failed(&kept.client, result, &["is a foreign layer"]);
 }
+
+/// What a registry gives for a blob is sent to another one only if it is that blob: it may have led to a server that only
+/// this host can reach.
+#[test]
+fn of_another_blob_nothing_is_sent() {
+    let made = Made::new("a", 3 << 20, OCI);
+    let from = Files::with(&made).serve();
+    let name = name(&from.host());
+    let kept = Kept::pulled(&name);
+    let mut other = Files::with(&made);
+    let inside = vec![b's'; made.blob.len()];
+    other.0.insert(format!("/v2/r/blobs/{}", Digest::of(&made.blob)), Reply::of(&inside));
+    let other = other.serve();
+    let to_name = ImageName::parse(&format!("{}/r:latest", other.host())).unwrap();
+    let puller = kept.puller(&to_name);
+    let taking = Server::by(|requests| super::sending::taking(requests.last().unwrap()), None);
+    let to = ImageName::parse(&format!("{}/r:new", taking.host())).unwrap();
+    let pushed = kept.push(&to, Some(&puller), None);
+    assert_eq!(how(&pushed), (Sent::Sent, true));
+    assert!(taking.requests().iter().all(|request| !request.contains("ssss")));
+}

@@ -17,7 +17,7 @@ fn made(size: usize) -> Vec<u8> {
 }
 
 /// What an ordinary registry answers that has nothing yet.
-fn taking(request: &str) -> Reply {
+pub(super) fn taking(request: &str) -> Reply {
     let path = path_of(request);
     match request.split(' ').next().unwrap() {
         "HEAD" => Reply { status: 404, ..Reply::of(b"{}") },
