@@ -60,7 +60,18 @@ impl Engine {
             let failed = timeline.operation(Kind::Create, &spec.handle, "", Some(error.to_string()));
             self.shared.history.add(failed);
         })?;
-        let warning = image.config.warning();
+        let unasked = |why| {
+            format!(
+                "no registry has told whether there is a newer image, so that of the store is used: {why}"
+            )
+        };
+        let warning = image
+            .unasked
+            .clone()
+            .map(unasked)
+            .into_iter()
+            .chain(image.config.warning())
+            .reduce(|a, b| a + "\n" + &b);
         if self.prepare_limit(&image, spec.limits.disk).await? {
             timeline.ended("disk-limit");
         }

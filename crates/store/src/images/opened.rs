@@ -20,6 +20,8 @@ pub struct Image {
     pub manifest: Option<Vec<u8>>,
     /// The config as it was read; none for a bare tar.
     pub config_json: Option<Vec<u8>>,
+    /// Why no registry has told whether there is another image of this name by now; `None` if one has, or was not to be asked.
+    pub unasked: Option<String>,
     /// Bottom first.
     pub(crate) layers: Arc<[Arc<Layer>]>,
 }

@@ -86,6 +86,7 @@ impl Inner {
     /// Returns the image with one more layer; `None` if one of the layers was collected meanwhile.
     fn with_layer(&self, uri: &str, below: &Image, shown: &str, layer: Arc<Layer>) -> Option<Image> {
         let image = Image {
+            unasked: None,
             uri: uri.to_owned(),
             shown: shown.to_owned(),
             id: layer.chain.clone(),

@@ -345,6 +345,7 @@ impl Inner {
             None => wardian_image::Config::default(),
         };
         let image = Image {
+            unasked: None,
             uri: name.to_owned(),
             shown: name.to_owned(),
             id: named.id.clone(),
@@ -389,6 +390,7 @@ impl Inner {
         identity: Option<&Identity>,
     ) -> Option<Image> {
         let image = Image {
+            unasked: None,
             uri: uri.to_owned(),
             shown: uri.to_owned(),
             id: opened.id.clone(),

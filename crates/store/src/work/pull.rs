@@ -175,6 +175,6 @@ impl Inner {
 /// Returns the store's image, because no registry has told whether there is another one.
 fn not_asked(reference: &Reference, kept: Kept, why: &dyn std::error::Error) -> Opened {
     let why = wardian_sys::text::chain(why);
-    tracing::warn!(image = reference.shown(), why, "image.not-asked-for");
-    Opened::Here(Box::new(kept.image))
+    tracing::warn!(image = reference.shown(), why, "image.registry-unreachable");
+    Opened::Here(Box::new(Image { unasked: Some(why), ..kept.image }))
 }

@@ -18,6 +18,10 @@ use wardian_store::Phase;
 
 /// No progress is printed for creates up to this duration.
 const QUICK: Duration = Duration::from_millis(500);
+/// After this time a server has noticed that a client has gone.
+const LEFT: Duration = Duration::from_millis(400);
+/// Where the kernel gives a new identifier at each read (`random(4)`).
+const UUID: &str = "/proc/sys/kernel/random/uuid";
 /// The interval of progress updates.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -79,21 +83,38 @@ pub async fn destroy(client: &Client, handle: &str, signals: &mut Signals) {
 }
 
 /// Creates a container. The server does not cancel a create in progress, so after a signal the container is awaited
-/// and destroyed.
+/// and destroyed; but the fetch of an image may take long, and is given up once its client goes.
 pub async fn create(
     server: &Server,
     client: &Client,
     spec: &ContainerSpec,
     signals: &mut Signals,
 ) -> Result<String> {
-    let made = importing(client, client.create_told(spec), &spec.image.uri);
-    let made = match signals.begun(Some("the container is being made; it is destroyed then"), made).await {
+    // The handle is known before the server's answer, to destroy a container that it makes without one.
+    let mut spec = spec.clone();
+    if spec.handle.is_empty() {
+        spec.handle =
+            std::fs::read_to_string(UUID).with_context(|| format!("read {UUID}"))?.trim().to_owned();
+    }
+    let (handle, image) = (&spec.handle, &wardian_image::shown(&spec.image.uri));
+    let mut made = Box::pin(importing(client, client.create_told(&spec), image));
+    let made = match signals.until(&mut made).await {
+        Err(number) if is_brought(client, image).await => {
+            drop(made);
+            return Err(leave(client, signals, handle, number).await);
+        }
+        Err(number) => {
+            signals.rest(number, Some("the container is being made; it is destroyed then"), made).await
+        }
+        made => made,
+    };
+    let made = match made {
         Ok(made) => made.map_err(|error| server.explain(error))?,
         Err(number) => {
-            return Err(interrupted(
-                number,
-                "the server has not said whether the container was made: `wardian ps` shows it",
-            ));
+            let text = format!(
+                "the server has not said whether the container {handle} was made: `wardian rm {handle}`"
+            );
+            return Err(interrupted(number, &text));
         }
     };
     made.warnings.iter().for_each(|warning| print::note(warning));
@@ -113,6 +134,32 @@ pub async fn create(
     }
 }
 
+/// Whether the server brings the image into its store at the moment.
+async fn is_brought(client: &Client, image: &str) -> bool {
+    client.images_under_way().await.is_ok_and(|images| images.iter().any(|other| other.image == image))
+}
+
+/// Ends a create whose image was not there yet, and whose request was dropped. The image may just have come: the server
+/// finishes the container then, and it is destroyed.
+async fn leave(client: &Client, signals: &mut Signals, handle: &str, number: i32) -> anyhow::Error {
+    for _ in 0..2 {
+        tokio::time::sleep(LEFT).await;
+        match signals.until(client.destroy(handle)).await {
+            Ok(Err(error)) if error.kind() == Some(ErrorKind::ContainerNotFound) => {}
+            Ok(Ok(())) => return Interrupted(number).into(),
+            Ok(Err(_)) | Err(_) => {
+                let text =
+                    format!("interrupted: `wardian rm {handle}` removes the container, if it was made");
+                return interrupted(number, &text);
+            }
+        }
+    }
+    interrupted(
+        number,
+        "interrupted: no container was made; what has come of the image is kept for the next time",
+    )
+}
+
 /// Prints on a terminal what a create waits for if it takes long: that an image is brought into the store, and its layers.
 async fn importing<T>(client: &Client, made: impl Future<Output = T>, image: &str) -> T {
     let mut made = std::pin::pin!(made);
@@ -122,8 +169,7 @@ async fn importing<T>(client: &Client, made: impl Future<Output = T>, image: &st
     if let Ok(made) = tokio::time::timeout(QUICK, &mut made).await {
         return made;
     }
-    let image = wardian_image::shown(image);
-    match image.as_str() {
+    match image {
         "" => print::say("importing the server's default image ..."),
         image => print::say(&format!("importing {} ...", print::tame(image))),
     }
@@ -132,7 +178,7 @@ async fn importing<T>(client: &Client, made: impl Future<Output = T>, image: &st
         tokio::select! {
             biased;
             made = &mut made => return made,
-            () = show_layers(client, &image, &mut bars) => {}
+            () = show_layers(client, image, &mut bars) => {}
         }
     }
 }

@@ -91,10 +91,19 @@ impl Signals {
     /// and the signal is kept for the result, unless a second one comes or the answer takes longer than [`PATIENCE`].
     pub async fn begun<T>(&mut self, note: Option<&str>, answer: impl Future<Output = T>) -> Result<T, i32> {
         let mut answer = std::pin::pin!(answer);
-        let number = tokio::select! {
-            answer = &mut answer => return Ok(answer),
-            number = self.next() => number,
-        };
+        match self.until(&mut answer).await {
+            Err(number) => self.rest(number, note, answer).await,
+            answer => answer,
+        }
+    }
+
+    /// The second half of [`Signals::begun`], after the signal with this number.
+    pub async fn rest<T>(
+        &mut self,
+        number: i32,
+        note: Option<&str>,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, i32> {
         note.into_iter().for_each(print::note);
         tokio::select! {
             answer = answer => {

@@ -691,3 +691,38 @@ fn where_there_is_little_room_no_parts_are_kept() {
     assert_eq!(said.code, Some(0), "{said:?}");
     alone.finish();
 }
+
+#[tokio::test]
+async fn a_signal_gives_up_a_fetch_at_once() {
+    needs!(Registry);
+    let server = Server::start().await;
+    let registry = Registry::start();
+    let base = fs::read(server.image()).unwrap();
+    registry.push("big", "latest", &Image::of(&[&tar_of(&[("data", &noise(30 << 20))]), &base]));
+    registry.hold(Some(12 << 20));
+    let name = registry.name("big");
+    let mut run = command(&server, &["run", "--rm", &name, "true"]);
+    let mut child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (client, started) = (server.client(), Instant::now());
+    let is_read =
+        |layers: &[wardian_garden::wire::LayerUnderWay]| layers.iter().any(|layer| layer.read > 4 << 20);
+    while !client.images_under_way().await.unwrap().iter().any(|image| is_read(&image.layers)) {
+        assert!(started.elapsed() < STUCK && child.try_wait().unwrap().is_none(), "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    signal(child.id(), Signal::INT);
+    let said = tokio::task::spawn_blocking(|| Said::from(child.wait_with_output().unwrap())).await.unwrap();
+    assert!(said.code == Some(130) && said.err.contains("no container was made"), "{said:?}");
+    assert_eq!(client.images_under_way().await.unwrap(), []);
+    assert!(client.list(&Default::default()).await.unwrap().is_empty());
+    registry.hold(None);
+    registry.asked();
+    ok(&server, &["run", "--rm", &name, "true"]);
+    assert!(registry.asked_blobs().iter().any(|line| line.contains("bytes=")));
+    // Without an answer the store's image is used, and that is said.
+    registry.stop();
+    let said =
+        Said::from(command(&server, &["run", "--rm", "--pull", "newer", &name, "true"]).output().unwrap());
+    assert!(said.code == Some(0) && said.err.contains("that of the store is used"), "{said:?}");
+    server.finish().await;
+}
