@@ -316,6 +316,7 @@ fn an_image_is_pushed_and_pulled_again() {
     let dest = format!("{}/team/mine:v1", registry.inner);
     let text = alone.place.say(&["image", "push", "mine", &dest]);
     assert!(text.starts_with("sha256:") && text.contains("1 layer sent"), "{text}");
+    assert!(text.contains("; 1 layer re-created)"), "a tar has no blob that could be sent: {text}");
     let digest = text.split(' ').next().unwrap().to_owned();
     // What is there is not sent again, and another repository of the registry lends its layers.
     let text = alone.place.say(&["image", "push", "--json", "mine", &dest]);
