@@ -37,16 +37,17 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bring an image in: its layers are verified, unpacked and written to the disk
+    /// Import an image from a file or directory: its layers are verified, unpacked and written to the disk
     Import {
         /// A file or directory (a root file system or a tar of one, what docker or podman saved, an OCI layout or a tar of
-        /// one; plain, gzip or zstd; told by its content), or an address: tar://, oci://, oci-archive://, docker-archive:// with an absolute path
+        /// one; plain, gzip or zstd; detected by its content), or an address: tar://, oci://, oci-archive:// or
+        /// docker-archive:// with an absolute path; with -t also docker://
         source: String,
-        /// What to call it; busybox, busybox:latest and docker.io/library/busybox are one name [default: up to 64 names that
-        /// it has in the source, except those that look like a file's, as i.tar does]
+        /// Name of the image; busybox, busybox:latest and docker.io/library/busybox are one name [default: the names in the
+        /// source, at most 64 (names that look like files, such as i.tar, are skipped)]
         #[arg(short = 't', long = "tag", value_name = "NAME")]
         tag: Option<String>,
-        /// Let it have the names that its source gives it even if other images have them; with -t that is so anyway
+        /// Overwrite existing names with those in the source (implied by -t)
         #[arg(long)]
         force: bool,
         /// Do not wait until it is written to the disk: a process in the background sees to that, and until it is done a
@@ -57,7 +58,7 @@ enum Command {
         #[arg(long, hide = true)]
         detached: bool,
     },
-    /// Bring images in ahead, so that no container waits for them; what is there already costs nothing
+    /// Fetch images ahead of time, so that no container waits for them; those in the store are not fetched again
     Prefetch {
         /// What import takes, names of images, and addresses with an app: IMAGE?app=FILE_OR_URL&app_path=/DIR, or
         /// preloaded+layer:///FILE?layer=URL&layer_path=DIR&layer_digest=HEX
@@ -81,26 +82,27 @@ enum Command {
         #[arg(long, value_name = "HEX")]
         digest: Option<String>,
     },
-    /// Fetch images from registries; what is there already costs one request
+    /// Pull images from registries; if an image is up to date, only a HEAD request is made
     Pull {
         /// Their names: alpine, alpine:3.20, docker.io/library/alpine, HOST:PORT/REPOSITORY@sha256:HEX, docker://…
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
-        /// Print their ids alone
+        /// Print only their ids
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Send an image to a registry; what is there already is not sent again
+    /// Push an image to a registry; layers that it has already are not sent again
     Push(registry::Push),
-    /// List the tags that a repository has at its registry
+    /// List the tags of a repository at its registry
     Tags {
         /// The repository: alpine, HOST:PORT/REPOSITORY
         #[arg(value_name = "REPOSITORY")]
         name: String,
     },
-    /// Keep a user name and password for a registry, after trying them, in /etc/wardian/auth.json, which the server reads too
+    /// Check a user name and password with a registry and store them in /etc/wardian/auth.json (or the file in
+    /// REGISTRY_AUTH_FILE), which the server reads too
     Login(registry::Login),
-    /// Forget what login has kept for a registry
+    /// Remove the stored credentials for a registry
     Logout {
         /// HOST or HOST:PORT; docker.io for Docker Hub
         #[arg(value_name = "REGISTRY")]
@@ -109,33 +111,33 @@ enum Command {
     /// List the images that have a name
     #[command(alias = "list")]
     Ls,
-    /// Print all that is known of one, as JSON
+    /// Print the details of an image as JSON
     Inspect {
         /// Its name
         name: String,
     },
-    /// Take names away, and throw away those layers that nothing else has or uses
+    /// Untag images and delete layers that no other image or container uses
     Rm {
-        /// Pinned ones, too
+        /// Remove pinned images too
         #[arg(long)]
         force: bool,
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Keep images when garbage is collected
+    /// Pin images: garbage collection keeps them
     Pin {
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Keep them no longer
+    /// Unpin images
     Unpin {
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Write one to a file or directory, or an archive of it to standard output
+    /// Export an image to a file or directory, or as an archive to standard output
     Export {
         /// Its name
         name: String,
@@ -293,8 +295,8 @@ fn watched<T>(
     match image {
         Err(error) if error.is_cancelled() => {
             interrupts.check(
-                "interrupted: what was half unpacked is removed; layers that are whole need not be fetched again, and what \
-                 has come of others from a registry is kept for the next time",
+                "interrupted: incomplete layers were removed; complete layers are not fetched again, and partial downloads \
+                 from a registry are resumed by the next pull",
             )?;
             Err(error.into())
         }

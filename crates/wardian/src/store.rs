@@ -24,7 +24,7 @@ pub const ROOT: &str = "/var/lib/wardian";
 pub const RUN: &str = "/run/wardian";
 
 /// The heading, in the help, of the flags for fetching and unpacking images.
-const IMAGES: &str = "Images that are fetched or unpacked (wardian.toml is not read)";
+const IMAGES: &str = "Fetch and unpack limits (flags or environment only; wardian.toml is ignored)";
 
 /// Where the store is, and how to answer.
 #[derive(Debug, Clone, ClapArgs)]
@@ -35,8 +35,8 @@ pub struct Place {
     /// Live state; the same as the server's, if there is one
     #[arg(long, value_name = "DIR", env = "WARDIAN_RUN", default_value = RUN, global = true)]
     run: PathBuf,
-    /// Certificates for servers that layers are fetched from: *.crt are trusted besides the system's, a *.cert with the *.key
-    /// of the same name is shown to servers that ask for one [default: none]
+    /// Certificates for servers of layers and apps, but not for registries, which have certs.d: *.crt are trusted besides the
+    /// system's, a *.cert with the *.key of the same name is shown to servers that ask for one [default: none]
     #[arg(long, value_name = "DIR", env = "WARDIAN_LAYER_CERTIFICATES", global = true, help_heading = IMAGES)]
     layer_certificates: Option<PathBuf>,
     /// Servers that an image may name for its layers: HOST or HOST:PORT, exactly; without a port, 80 and 443 [default: none]
@@ -49,7 +49,8 @@ pub struct Place {
         value_delimiter = ','
     )]
     layer_hosts: Vec<Host>,
-    /// A registry, HOST or HOST:PORT exactly, whose certificate is not verified, and which may be asked by plain http
+    /// Registry, HOST or HOST:PORT exactly, whose certificate is not verified, and which may be contacted over plain HTTP; may
+    /// be given more than once
     #[arg(
         long,
         value_name = "HOST[:PORT]",
@@ -59,7 +60,7 @@ pub struct Place {
         value_delimiter = ','
     )]
     insecure_registry: Vec<String>,
-    /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
+    /// Maximum size of a layer, unpacked or compressed [default: 64G]
     #[arg(
         long,
         value_name = "BYTES",
@@ -69,7 +70,7 @@ pub struct Place {
         value_parser = size
     )]
     max_layer_bytes: Option<u64>,
-    /// Refuse an image whose layers' files are larger together [default: 128G, or --max-layer-bytes if that is more]
+    /// Maximum size of an image, all layers unpacked [default: 128G, or --max-layer-bytes if that is more]
     #[arg(
         long,
         value_name = "BYTES",
@@ -79,10 +80,10 @@ pub struct Place {
         value_parser = size
     )]
     max_image_bytes: Option<u64>,
-    /// Refuse an image whose layers have more files, directories and links together [default: 8388608]
+    /// Maximum number of files, directories and links in all layers of an image [default: 8388608]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_ENTRIES", global = true, help_heading = IMAGES)]
     max_image_entries: Option<u64>,
-    /// Refuse an image if its tar streams are longer than 256 MiB plus so many times its size as stored; 0: no limit
+    /// Maximum length of an image's uncompressed tar streams: 256 MiB plus N times its size as stored; 0: no limit
     /// [default: 200]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_RATIO", global = true, help_heading = IMAGES)]
     max_image_ratio: Option<u64>,
@@ -99,8 +100,8 @@ impl std::fmt::Display for NoStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "there is no store in {}: `wardian image import` makes one, and so does a server; --root or WARDIAN_ROOT names \
-             another",
+            "there is no store in {}: `wardian image pull` or `import` makes one, and so does a server; --root or \
+             WARDIAN_ROOT names another",
             self.0.display()
         )
     }
@@ -285,17 +286,16 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What takes how much space, and what of it can be had back
+    /// Show what takes how much space, and how much of it can be reclaimed
     Usage,
-    /// Throw away layers that no named image has and no root file system uses. On a terminal it says first which those are,
-    /// and asks
+    /// Delete layers that no named image has and no root file system uses, and partial downloads. On a terminal it lists the
+    /// layers first, and asks
     Gc {
-        /// Throw away named images as well, those used longest ago first, until all layers take at most so many bytes:
-        /// 500000000, 10G (2^30), 10GB (10^9). What is in use or pinned stays; the names of images whose layers go are
-        /// forgotten
+        /// Delete named images as well, least recently used first, until all layers take at most so many bytes: 500000000,
+        /// 10G (2^30), 10GB (10^9). Layers in use or pinned stay; an image whose layers are deleted is untagged
         #[arg(long, value_name = "BYTES", value_parser = size)]
         threshold: Option<u64>,
-        /// Say what would go, and leave it alone
+        /// Only show what would be deleted
         #[arg(long)]
         dry_run: bool,
         /// Do not ask
@@ -399,7 +399,7 @@ fn lines(done: &Collected, freed: &str) -> String {
     }
     if done.partial_bytes > 0 {
         let bytes = print::bytes(done.partial_bytes);
-        text += &format!("{freed} {bytes} in parts of layers whose pull ended early\n");
+        text += &format!("{freed} {bytes} in partial downloads of interrupted pulls\n");
     }
     text + &format!(
         "{freed} {} in {}; {} stay, {} of them in use, pinned or of images that keep their names\n",
@@ -453,11 +453,7 @@ fn report(usage: &Usage) -> String {
     line("image records", usage.records_bytes, "names, manifests, configs");
     line("root file systems", usage.rootfs_bytes, "what was written in them");
     line("being unpacked", usage.staging_bytes, "");
-    line(
-        "parts of layers",
-        usage.partial_bytes,
-        "of pulls that ended early, for the next try; wardian store gc",
-    );
+    line("partial downloads", usage.partial_bytes, "for the next pull; wardian store gc deletes them");
     line("trash", usage.trash_bytes, "not deleted yet");
     line("free", usage.free_bytes, &format!("of {}", print::bytes(usage.total_bytes)));
     let yes = |is: bool| if is { "yes" } else { "-" }.to_owned();

@@ -32,8 +32,9 @@ pub struct Args {
     server: Server,
     #[command(flatten)]
     making: Making,
-    /// A name that `wardian image ls` shows, a file or directory of the server's host (a relative one begins with ./), or
-    /// an address such as oci:///DIR [default: the server's --default-rootfs]
+    /// A name that `wardian image ls` shows, an image at a registry (alpine, HOST:PORT/REPOSITORY:TAG), a file or directory of
+    /// the server's host (a relative one begins with ./), or an address such as oci:///DIR [default: the server's
+    /// --default-rootfs]
     image: Option<String>,
 }
 

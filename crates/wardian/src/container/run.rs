@@ -26,8 +26,9 @@ pub struct Args {
     streams: Streams,
     #[command(flatten)]
     place: Place,
-    /// A name that `wardian image ls` shows, a file or directory of the server's host (a relative one begins with ./), or
-    /// an address such as oci:///DIR [default: the server's --default-rootfs]
+    /// A name that `wardian image ls` shows, an image at a registry (alpine, HOST:PORT/REPOSITORY:TAG), a file or directory of
+    /// the server's host (a relative one begins with ./), or an address such as oci:///DIR [default: the server's
+    /// --default-rootfs]
     image: Option<String>,
     /// What to run; after a -- also if there is no IMAGE
     #[arg(value_name = "COMMAND", allow_hyphen_values = true)]

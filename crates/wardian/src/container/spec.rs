@@ -73,8 +73,8 @@ pub struct Making {
     pub name: Option<String>,
     #[command(flatten)]
     env: Env,
-    /// When a registry is asked for the image: if the store has none of that name (missing), each time (always), each time but
-    /// without an answer the store's image does (newer), or never [default: missing]
+    /// Pull policy: missing (pull if not local), always (check every time), newer (check; use the local image if the registry
+    /// is unreachable), never [default: missing]
     #[arg(long, value_name = "WHEN")]
     pull: Option<Pull>,
     /// Show a file or directory of the host inside; rw unless told otherwise

@@ -28,10 +28,10 @@ pub struct Login {
     /// HOST or HOST:PORT; docker.io for Docker Hub
     #[arg(value_name = "REGISTRY")]
     registry: String,
-    /// The user name; without it, it is asked for on the terminal
+    /// User name [default: asked for on the terminal]
     #[arg(short, long, value_name = "NAME")]
     username: Option<String>,
-    /// Read the password from standard input; without it, it is asked for on the terminal
+    /// Read the password from standard input instead of the terminal
     #[arg(long)]
     password_stdin: bool,
 }
@@ -41,14 +41,14 @@ pub struct Login {
 pub struct Push {
     /// Its name in the store
     name: String,
-    /// What to call it at its registry: HOST[:PORT]/REPOSITORY[:TAG], or USER/REPOSITORY of Docker Hub [default: its name in
-    /// the store, made full: busybox is docker.io/library/busybox:latest]
+    /// Its name at the registry: HOST[:PORT]/REPOSITORY[:TAG], or USER/REPOSITORY for Docker Hub [default: its name in the
+    /// store, fully qualified: busybox is docker.io/library/busybox:latest]
     #[arg(value_name = "DEST")]
     dest: Option<String>,
-    /// How to compress layers whose blobs are not to be had as they were imported: gzip, which everybody reads, or zstd
+    /// Compression for layers that must be re-created: gzip (readable everywhere) or zstd
     #[arg(long, value_name = "KIND", default_value = "gzip")]
     compression: Compression,
-    /// Print the digest alone
+    /// Print only the digest
     #[arg(short, long)]
     quiet: bool,
 }
@@ -164,10 +164,7 @@ pub fn push(place: &Place, asked_for: &Push) -> Result<()> {
     }
     let exported = pushed.layers.iter().filter(|layer| layer.exported).count();
     if exported > 0 {
-        what.push(format!(
-            "{} made anew, as what was imported is not to be had",
-            print::count(exported, "layer")
-        ));
+        what.push(format!("{} re-created", print::count(exported, "layer")));
     }
     print::text(&format!("{}  {dest} ({})\n", pushed.digest, what.join("; ")))
 }
@@ -263,7 +260,7 @@ pub fn logout(place: &Place, registry: &str) -> Result<()> {
     let file = known.credentials().own().display().to_string();
     ensure!(
         known.credentials().forget(registry)?,
-        "{file} has no login for {}; logins of podman and docker are in files of theirs",
+        "{file} has no login for {}; podman and docker store theirs in other files",
         print::tame(registry)
     );
     // Docker's users take it that nobody is logged in any more.

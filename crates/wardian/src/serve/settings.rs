@@ -86,24 +86,24 @@ pub struct Args {
     /// Collect garbage when the store's layers take more bytes than this [default: only when told to]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_GC_THRESHOLD", value_parser = crate::store::size)]
     pub gc_threshold: Option<u64>,
-    /// Certificates for servers that layers are fetched from: *.crt are trusted besides the system's, a *.cert with the *.key of
-    /// the same name is shown to servers that ask for one [default: none]
+    /// Certificates for servers of layers and apps, but not for registries, which have certs.d: *.crt are trusted besides the
+    /// system's, a *.cert with the *.key of the same name is shown to servers that ask for one [default: none]
     #[arg(long, value_name = "DIR", env = "WARDIAN_LAYER_CERTIFICATES")]
     pub layer_certificates: Option<PathBuf>,
     /// Give up on a server that sends fewer than 64 KiB of a layer in this time; it is tried five times, from where it
     /// stopped
     #[arg(long, value_name = "TIME", env = "WARDIAN_LAYER_PATIENCE", value_parser = patience, default_value = "30s")]
     pub layer_patience: Duration,
-    /// Refuse a layer whose files are larger, or whose blob is [default: 64G]
+    /// Maximum size of a layer, unpacked or compressed [default: 64G]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_LAYER_BYTES", value_parser = crate::store::size)]
     pub max_layer_bytes: Option<u64>,
-    /// Refuse an image whose layers' files are larger together [default: 128G, or --max-layer-bytes if that is more]
+    /// Maximum size of an image, all layers unpacked [default: 128G, or --max-layer-bytes if that is more]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_MAX_IMAGE_BYTES", value_parser = crate::store::size)]
     pub max_image_bytes: Option<u64>,
-    /// Refuse an image whose layers have more files, directories and links together [default: 8388608]
+    /// Maximum number of files, directories and links in all layers of an image [default: 8388608]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_ENTRIES")]
     pub max_image_entries: Option<u64>,
-    /// Refuse an image if its tar streams are longer than 256 MiB plus so many times its size as stored; 0: no limit
+    /// Maximum length of an image's uncompressed tar streams: 256 MiB plus N times its size as stored; 0: no limit
     /// [default: 200]
     #[arg(long, value_name = "N", env = "WARDIAN_MAX_IMAGE_RATIO")]
     pub max_image_ratio: Option<u64>,
@@ -111,12 +111,12 @@ pub struct Args {
     /// exactly; without a port, 80 and 443. What a client names itself, as for an app, needs none of them [default: none]
     #[arg(long, value_name = "HOST[:PORT]", env = "WARDIAN_LAYER_HOSTS", value_delimiter = ',')]
     pub layer_hosts: Vec<Host>,
-    /// When a registry is asked for an image given by its address, docker://…: always, newer (as always, but without an
-    /// answer the store's image does), missing, or never
+    /// Pull policy for image URIs (docker://…) of clients that send none: always (check every time), newer (check; use the local
+    /// image if the registry is unreachable), missing (pull if not local), never
     #[arg(long, value_name = "WHEN", env = "WARDIAN_PULL", default_value = "always")]
     pub pull: Pull,
-    /// A registry, HOST or HOST:PORT exactly, whose certificate is not verified, and which may be asked by plain http; may be
-    /// given more than once, and adds to those of /etc/containers/registries.conf
+    /// Registry, HOST or HOST:PORT exactly, whose certificate is not verified, and which may be contacted over plain HTTP; may
+    /// be given more than once, and adds to those in /etc/containers/registries.conf
     #[arg(long, value_name = "HOST[:PORT]", env = "WARDIAN_INSECURE_REGISTRY", value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
     /// Root file systems mounted ahead for each image that creates have asked for lately, at most 32; 0: none

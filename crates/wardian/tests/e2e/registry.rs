@@ -316,6 +316,7 @@ fn an_image_is_pushed_and_pulled_again() {
     let dest = format!("{}/team/mine:v1", registry.inner);
     let text = alone.place.say(&["image", "push", "mine", &dest]);
     assert!(text.starts_with("sha256:") && text.contains("1 layer sent"), "{text}");
+    assert!(text.contains("; 1 layer re-created)"), "a tar has no blob that could be sent: {text}");
     let digest = text.split(' ').next().unwrap().to_owned();
     // What is there is not sent again, and another repository of the registry lends its layers.
     let text = alone.place.say(&["image", "push", "--json", "mine", &dest]);
@@ -436,7 +437,7 @@ fn a_pull_that_was_interrupted_is_continued_or_its_part_given_back() {
     let usage = alone.place.usage();
     assert!(usage["partial_bytes"].as_u64().unwrap() > 4 << 20, "{usage}");
     let text = alone.place.say(&["store", "usage"]);
-    assert!(text.lines().any(|line| line.starts_with("parts of layers") && line.contains("MB")), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("partial downloads") && line.contains("MB")), "{text}");
     registry.asked();
     let said = alone.place.wardian(&["image", "pull", &name]);
     assert_eq!(said.code, Some(0), "{said:?}");
@@ -452,11 +453,11 @@ fn a_pull_that_was_interrupted_is_continued_or_its_part_given_back() {
     // What nobody continues is given back.
     interrupted(&alone, &registry, &name);
     let dry = alone.place.say(&["store", "gc", "--dry-run"]);
-    assert!(dry.contains("parts of layers") && alone.place.names("partial").len() == 1, "{dry}");
+    assert!(dry.contains("partial downloads") && alone.place.names("partial").len() == 1, "{dry}");
     let text = alone.place.say(&["store", "gc"]);
-    assert!(text.contains("freed") && text.contains("parts of layers"), "{text}");
+    assert!(text.contains("freed") && text.contains("partial downloads"), "{text}");
     assert_eq!(alone.place.names("partial"), Vec::<String>::new());
-    assert!(!alone.place.say(&["store", "gc"]).contains("parts of layers"));
+    assert!(!alone.place.say(&["store", "gc"]).contains("partial downloads"));
     alone.finish();
 }
 
