@@ -292,6 +292,18 @@ pub enum Error {
         /// The last failure.
         why: String,
     },
+    /// A server was not reached, because of the proxy that leads to it.
+    #[error(
+        "cannot reach {host} by way of the proxy {proxy}: {why}; NO_PROXY names hosts that are reached without one"
+    )]
+    Proxy {
+        /// The server, with its port.
+        host: String,
+        /// The proxy, with its port and the variable that names it, without its secrets.
+        proxy: String,
+        /// What has failed there.
+        why: String,
+    },
     /// A fetch exceeded the time allowed for all its tries ([`Settings::deadline`](crate::Settings::deadline)).
     #[error("fetching {url} took longer than {deadline:?}, which is all the time that it has")]
     Deadline {
@@ -539,6 +551,20 @@ pub enum RegistryError {
         /// What is wrong with the certificate.
         why: String,
     },
+    /// The certificate of a server is not trusted that the registry names or redirects to.
+    #[error(
+        "the certificate of {host}, where {registry} leads to, is not trusted: {why}; put that of its authority into \
+         /etc/containers/certs.d/{host}/, as a file *.crt, or among the system's; what is set for {registry} does not hold \
+         for {host}"
+    )]
+    UntrustedElsewhere {
+        /// The host whose certificate it is.
+        host: String,
+        /// The registry.
+        registry: String,
+        /// What is wrong with the certificate.
+        why: String,
+    },
     /// A registry answers, but not by TLS, and nobody allows it to be without.
     #[error("{host} does not speak TLS; `--insecure-registry {host}` goes without ({why})")]
     NotTls {
@@ -608,10 +634,12 @@ pub enum RegistryError {
         remedy: String,
     },
     /// The registry answered with an error.
-    #[error("{url}: the registry answered {status}{said}")]
+    #[error("{url}: {who} answered {status}{said}")]
     Answer {
         /// The URL without its secrets.
         url: String,
+        /// Who answered: the registry, or the server that it redirects to.
+        who: String,
         /// The HTTP status.
         status: u16,
         /// What it says, after a colon; may be empty.
@@ -693,6 +721,7 @@ impl Error {
             Self::Cancelled { .. }
             | Self::Deadline { .. }
             | Self::Fetch { .. }
+            | Self::Proxy { .. }
             | Self::Refused { .. }
             | Self::Truncated { .. } => true,
             Self::Registry { source } => match &**source {

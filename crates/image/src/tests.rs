@@ -16,6 +16,7 @@ mod led;
 mod mirrors;
 mod odd;
 mod ordinary;
+mod proxies;
 mod registry;
 mod remote;
 mod server;

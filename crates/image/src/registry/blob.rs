@@ -56,7 +56,8 @@ impl RemoteBlob {
         keep: Option<&'a mut Partial>,
     ) -> Received<'a> {
         let work = Work { stop, since: Instant::now() };
-        let registries = self.puller.registries(self.first).map(|(_, registry)| registry).collect();
+        let registries =
+            self.puller.registries(self.first).into_iter().map(|(_, registry)| registry).collect();
         Received {
             blob: self,
             work,
@@ -149,8 +150,9 @@ impl<'a> Received<'a> {
         if is_end(&error) {
             return Err(error);
         }
-        let host = self.registries[self.next - 1].to_string();
-        self.failures.push((host, error));
+        let registry = self.registries[self.next - 1];
+        registry.has_failed(&error, self.next < self.registries.len());
+        self.failures.push((registry.to_string(), error));
         Ok(())
     }
 

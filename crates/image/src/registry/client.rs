@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::Read as _;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK};
 use reqwest::{Method, StatusCode};
@@ -21,15 +21,13 @@ use crate::format::reference::split_tag;
 use crate::format::stream::stream_error;
 use crate::remote::{
     Ask, Authority, Body, Failure, Fetch, Host, Location, NamedBy, Probe, Refusal, Remote, Terms, Tries,
-    retry_after, text,
+    text, to_wait,
 };
 
 /// The digest of a manifest, as a registry gives it (OCI distribution spec, "Pulling manifests").
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// The limit of requests, and what is left of it (docker hub, and others like it).
 const LIMITS: [&str; 2] = ["ratelimit-limit", "ratelimit-remaining"];
-/// How many tries in a row may fail at a mirror: another one may have it at once.
-const MIRROR_TRIES: u32 = 2;
 /// How many pages of tags are read.
 const MAX_PAGES: usize = 1000;
 /// How many tags are kept.
@@ -114,13 +112,37 @@ impl Registry {
     }
 
     pub(super) fn tries<'a>(&'a self, work: Work<'a>) -> Tries<'a> {
-        let tries = self.is_mirror.then(|| MIRROR_TRIES.min(self.remote.settings().tries));
-        Tries::new(&self.remote, work.stop, NamedBy::Registry(self)).within(tries, Some(work.since))
+        Tries::new(&self.remote, work.stop, NamedBy::Registry(self)).within(self.is_mirror, Some(work.since))
+    }
+
+    /// Takes a failure of it; `leads_on` says whether another endpoint is tried.
+    pub(super) fn has_failed(&self, error: &Error, leads_on: bool) {
+        let host = &self.endpoint.host;
+        let is_silent = match error {
+            Error::Fetch { .. } | Error::Proxy { .. } => true,
+            Error::Registry { source } => matches!(**source, RegistryError::Unreachable { .. }),
+            _ => false,
+        };
+        if is_silent {
+            self.remote.failing().add(host);
+        }
+        if leads_on {
+            tracing::warn!(host, why = %error, "registry.endpoint-failed");
+        }
+    }
+
+    pub(super) fn has_answered(&self) {
+        self.remote.failing().remove(&self.endpoint.host);
+    }
+
+    /// Whether it was silent just now.
+    pub(super) fn is_failing(&self) -> bool {
+        self.remote.failing().has(&self.endpoint.host)
     }
 
     /// Whether it may be spoken to without TLS.
     fn may_be_plain(&self) -> bool {
-        self.endpoint.insecure || is_loopback(&self.endpoint.host)
+        self.endpoint.insecure || self.endpoint.host.parse().is_ok_and(|host: Host| host.is_loopback())
     }
 
     fn at(&self, scheme: &str, path: &str) -> Result<Location, Error> {
@@ -146,7 +168,7 @@ impl Registry {
                 Ok(Probe::Nothing(without)) => match tries.probe(&plain) {
                     Ok(Probe::Server | Probe::Plain) => return Ok(client.scheme.get_or_init(|| "http")),
                     Ok(Probe::Nothing(why)) => {
-                        self.remote.forget(&client, NamedBy::Registry(self));
+                        self.remote.forget(&client);
                         let (host, tls, plain) = (self.endpoint.host.clone(), without, why);
                         let error = RegistryError::Unreachable { host, tls, plain }.into();
                         Failure::Again { error, pause: None }
@@ -177,7 +199,6 @@ impl Registry {
         work: Work<'a>,
         document: Option<&'static str>,
     ) -> Body<'a> {
-        let tries = self.is_mirror.then(|| MIRROR_TRIES.min(self.remote.settings().tries));
         let fetch = Fetch {
             remote: &self.remote,
             locations: Cow::Owned(vec![location]),
@@ -188,7 +209,7 @@ impl Registry {
             limit: what.limit,
             validator: None,
             stop: work.stop,
-            terms: Terms { from: what.from, since: Some(work.since), tries, document },
+            terms: Terms { from: what.from, since: Some(work.since), is_mirror: self.is_mirror, document },
         };
         fetch.start()
     }
@@ -380,13 +401,13 @@ impl Authority for Registry {
     }
 
     fn refused(&self, refusal: Refusal<'_>) -> Error {
-        let Refusal { location, status, headers, said, own } = refusal;
+        let Refusal { location, status, headers, said, own, who, host: from } = refusal;
         let path = location.url().path();
         let host = self.endpoint.host.clone();
         match status {
             StatusCode::TOO_MANY_REQUESTS => {
                 let remedy = self.access.remedy_of_limit();
-                RegistryError::RateLimit { host, limit: limit(&headers), said, remedy }.into()
+                RegistryError::RateLimit { host: from, limit: limit(&headers), said, remedy }.into()
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
                 self.access.denied(&self.endpoint.host, status, said)
@@ -415,15 +436,18 @@ impl Authority for Registry {
             }
             status => {
                 let (url, status) = (location.to_string(), status.as_u16());
-                RegistryError::Answer { url, status, said }.into()
+                let said = format!("{}{said}", to_wait(&headers));
+                RegistryError::Answer { url, who, status, said }.into()
             }
         }
     }
 
     fn untrusted(&self, location: &Location, why: String) -> Error {
-        let host = location.url().host_str().unwrap_or_default();
-        let port = location.url().port().map(|port| format!(":{port}")).unwrap_or_default();
-        RegistryError::Untrusted { host: format!("{host}{port}"), why }.into()
+        let host = location.authority();
+        if self.is_own(location) {
+            return RegistryError::Untrusted { host, why }.into();
+        }
+        RegistryError::UntrustedElsewhere { host, registry: self.endpoint.host.clone(), why }.into()
     }
 }
 
@@ -459,16 +483,7 @@ fn limit(headers: &HeaderMap) -> String {
         let value = headers.get(*name)?.to_str().ok()?;
         Some(format!(", {name} {}", clip(value, 64)))
     });
-    let wait = retry_after(headers).filter(|wait| *wait > Duration::ZERO);
-    let wait = wait.map(|wait| format!(", to be tried again in {} s", wait.as_secs()));
-    values.chain(wait).collect()
-}
-
-/// Whether a host, `HOST[:PORT]`, is on the loopback interface.
-fn is_loopback(host: &str) -> bool {
-    let Ok(host) = host.parse::<Host>() else { return false };
-    let name = host.name().trim_matches(['[', ']']);
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    values.chain([to_wait(headers)]).collect()
 }
 
 /// Returns the URL with the relation `next` in a Link header (RFC 8288).
@@ -487,23 +502,6 @@ pub(super) fn next(link: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn loopback() {
-        for (host, expected) in [
-            ("localhost", true),
-            ("localhost:5000", true),
-            ("127.0.0.1:5000", true),
-            ("127.8.8.8", true),
-            ("[::1]:5000", true),
-            ("localhost.example", false),
-            ("10.0.0.1", false),
-            ("[::2]", false),
-            ("", false),
-        ] {
-            assert_eq!(is_loopback(host), expected, "{host}");
-        }
-    }
 
     #[test]
     fn links() {

@@ -174,10 +174,12 @@ impl Puller {
         kind(&document.bytes, &document.media_type, &what)
     }
 
-    /// The endpoint of this index, and those to be tried after it.
-    pub(super) fn registries(&self, first: usize) -> impl Iterator<Item = (usize, &Registry)> {
+    /// The endpoint of this index, and those to be tried after it; those that were silent just now are the last.
+    pub(super) fn registries(&self, first: usize) -> Vec<(usize, &Registry)> {
         let all = self.0.registries.iter().enumerate();
-        all.clone().skip(first).chain(all.take(first))
+        let mut all: Vec<_> = all.clone().skip(first).chain(all.take(first)).collect();
+        all.sort_by_cached_key(|(_, registry)| registry.is_failing());
+        all
     }
 
     /// Has one endpoint after the other try, beginning with the `first`.
@@ -187,11 +189,18 @@ impl Puller {
         mut get: impl FnMut(usize, &Registry) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut failures = Vec::new();
-        for (at, registry) in self.registries(first) {
+        let mut left = self.registries(first).into_iter();
+        while let Some((at, registry)) = left.next() {
             match get(at, registry) {
                 Err(error) if is_end(&error) => return Err(error),
-                Err(error) => failures.push((registry.to_string(), error)),
-                done => return done,
+                Err(error) => {
+                    registry.has_failed(&error, left.len() > 0);
+                    failures.push((registry.to_string(), error));
+                }
+                done => {
+                    registry.has_answered();
+                    return done;
+                }
             }
         }
         Err(all(failures))

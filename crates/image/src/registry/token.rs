@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::challenge::Challenge;
 use super::{Endpoint, Login};
 use crate::error::{Error, RegistryError};
-use crate::remote::{Failure, Location, Tries, failed, retry_after, said};
+use crate::remote::{Failure, Host, Location, Tries, failed, is_loopback, retry_after, said, to_wait};
 
 /// The maximum size of a token server's answer, in bytes.
 const MAX_TOKEN: usize = 64 << 10;
@@ -223,17 +223,20 @@ impl Access {
         Ok(Grant { header, until: Instant::now().checked_add(lifetime), challenge })
     }
 
-    /// Parses the address of a token server. Only a registry that is not protected itself may name one that is not.
+    /// Parses the address of a token server. One without TLS may be on the host of the registry alone, if that is not
+    /// protected itself, or on the loopback interface, where the password does not leave this host.
     fn realm(&self, realm: &str, is_plain: bool) -> Result<Location, Failure> {
         let location = Location::parse(realm)
             .map_err(|e| self.challenge(format!("the address of its token server is bad: {e}")))?;
         let url = location.url();
+        let host = url.host_str().unwrap_or_default();
+        let own = self.host.parse::<Host>().is_ok_and(|own| own.name() == host);
         match url.scheme() {
             _ if !url.username().is_empty() || url.password().is_some() => {
                 Err(self.bad("the address of its token server has a user or a password"))
             }
             "https" => Ok(location),
-            "http" if is_plain || self.is_insecure => Ok(location),
+            "http" if own && (is_plain || self.is_insecure) || is_loopback(host) && is_plain => Ok(location),
             _ => Err(self.challenge(format!("its token server, {location}, does not use TLS"))),
         }
     }
@@ -300,7 +303,8 @@ impl Access {
                 return Err(self.refused_login(host, said()));
             }
             busy if busy == StatusCode::TOO_MANY_REQUESTS || busy.is_server_error() => {
-                let error = failed(realm, format!("the server answered {}", busy.as_u16()));
+                let error =
+                    failed(realm, format!("the server answered {}{}", busy.as_u16(), to_wait(&headers)));
                 return Err(Failure::Again { error, pause: retry_after(&headers) });
             }
             other if other.is_redirection() => {
@@ -368,6 +372,33 @@ mod tests {
             (Some(300.5), 290),
         ] {
             assert_eq!(lifetime(given).as_secs(), used, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn realms() {
+        let get = |registry: &str, insecure, is_plain, realm: &str| {
+            let endpoint = Endpoint { host: registry.to_owned(), repository: "r".to_owned(), insecure };
+            let access = Access::new(&endpoint, None, registry, String::new());
+            access.realm(realm, is_plain).is_ok()
+        };
+        for (registry, insecure, is_plain, realm, fits) in [
+            ("a:5000", false, false, "https://b/", true),
+            ("a:5000", false, false, "http://a:5000/", false),
+            ("a:5000", true, false, "http://a:5001/", true),
+            ("a:5000", true, false, "http://b/", false),
+            ("a:5000", true, true, "http://b/", false),
+            ("a:5000", true, false, "http://127.0.0.1/", false),
+            ("a:5000", true, true, "http://127.0.0.1/", true),
+            ("localhost:5000", false, true, "http://127.0.0.1:5001/", true),
+            ("localhost:5000", false, true, "http://b/", false),
+            ("127.0.0.1:5000", true, false, "http://127.0.0.2/", false),
+        ] {
+            assert_eq!(
+                get(registry, insecure, is_plain, realm),
+                fits,
+                "{registry} {insecure} {is_plain} {realm}"
+            );
         }
     }
 

@@ -27,6 +27,10 @@ pub(crate) struct Refusal<'r> {
     pub(crate) said: String,
     /// Whether the registry itself answered, and no server that it redirected to.
     pub(crate) own: bool,
+    /// Who answered, for errors.
+    pub(crate) who: String,
+    /// Its host and port.
+    pub(crate) host: String,
 }
 
 /// The body of an error (OCI distribution spec, "Error Codes"), or of a token server's (RFC 6749, section 5.2).
@@ -103,9 +107,9 @@ pub(crate) fn read(
 }
 
 impl<'r> Refusal<'r> {
-    /// Reads what the server says; `own` tells whether it is the registry itself.
+    /// Reads what the server says; `own` tells whether it is the registry itself, and `who` who it is.
     pub(super) fn of(
-        (location, own): (&'r Location, bool),
+        (location, own, who): (&'r Location, bool, String),
         client: &Client,
         mut response: Response,
         stop: &Stop<'_>,
@@ -114,7 +118,8 @@ impl<'r> Refusal<'r> {
         let limit = limit.min(ERROR_PATIENCE);
         let body = read(client, &mut response, MAX_ERROR, stop, limit).unwrap_or_default();
         let (status, headers) = (response.status(), response.headers().clone());
-        Self { location, status, headers, said: said(&body), own }
+        let host = Location::of_url(response.url().clone()).authority();
+        Self { location, status, headers, said: said(&body), own, who, host }
     }
 }
 

@@ -12,7 +12,9 @@ use reqwest::{Method, Response, StatusCode};
 use super::Remote;
 use super::client::{Client, Waited, causes};
 use super::location::Location;
-use super::try_again::{Ask, Failure, NamedBy, Stated, Tries, Validator, cancelled, failed, text};
+use super::request::{Ask, place};
+use super::state::{Stated, Validator};
+use super::try_again::{Failure, NamedBy, Tries, cancelled, failed, text};
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
@@ -50,8 +52,8 @@ pub(crate) struct Terms {
     pub(crate) from: u64,
     /// When the work began that the fetch is a part of, for its deadline.
     pub(crate) since: Option<Instant>,
-    /// How many tries in a row may fail.
-    pub(crate) tries: Option<u32>,
+    /// Whether another endpoint may have the same.
+    pub(crate) is_mirror: bool,
     /// The media types that are understood, if it is a document and no layer.
     pub(crate) document: Option<&'static str>,
 }
@@ -59,7 +61,8 @@ pub(crate) struct Terms {
 impl<'a> Fetch<'a> {
     /// Returns a body, which connects at the first read.
     pub(crate) fn start(self) -> Body<'a> {
-        let tries = Tries::new(self.remote, self.stop, self.by).within(self.terms.tries, self.terms.since);
+        let tries =
+            Tries::new(self.remote, self.stop, self.by).within(self.terms.is_mirror, self.terms.since);
         let at = self.terms.from;
         let asked = self;
         Body {
@@ -170,11 +173,12 @@ impl Body<'_> {
         let chunk = match answer.client.wait(self.asked.stop, left, answer.response.chunk()) {
             Waited::Stopped => return Err(cancelled(location).into()),
             Waited::TooLong => {
-                let why = format!("the server hangs: {} bytes in {patience:?}", answer.got);
+                let place = place(location, answer.response.url());
+                let why = format!("{place}the server hangs: {} bytes in {patience:?}", answer.got);
                 return Err(again(failed(location, why)));
             }
             Waited::Done(Err(e)) => {
-                let why = causes(e);
+                let why = format!("{}{}", place(location, answer.response.url()), causes(e));
                 return Err(again(Error::Truncated { what: format!("{location} ({why})") }));
             }
             Waited::Done(Ok(chunk)) => chunk,

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
+use reqwest::{Method, Proxy, StatusCode, Url};
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -17,13 +18,13 @@ use tokio::runtime::Runtime;
 use wardian_sys::text::chain;
 
 use super::hosts;
+use super::location::Location;
 use super::names::Names;
 use super::settings::Settings;
 use super::trust::Trust;
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 
-const MAX_REDIRECTS: usize = 10;
 /// The maximum size of one certificate file in bytes. The largest bundles of roots have some hundred kilobytes.
 const MAX_PEM: u64 = 4 << 20;
 
@@ -31,9 +32,12 @@ const MAX_PEM: u64 = 4 << 20;
 /// bytes between sockets and the threads that wait in [`Client::wait`].
 #[derive(Debug)]
 pub(crate) struct Client {
+    /// Follows no redirects, which may lead to servers that have another client.
     pub(super) http: reqwest::Client,
-    /// Follows no redirects, for requests whose body or URL is a secret; only a registry has one.
-    pub(super) direct: Option<reqwest::Client>,
+    /// Asks the proxy of tunnels in plain words, because `http` does not tell why one was refused.
+    tunnels: Option<reqwest::Client>,
+    /// Whose it is.
+    pub(super) whose: Whose,
     /// The scheme of a registry that may be spoken to without TLS, once it is known.
     pub(crate) scheme: OnceLock<&'static str>,
     /// None once it is dropped.
@@ -45,18 +49,49 @@ pub(crate) struct Client {
 pub(super) enum Whose {
     Caller,
     Image,
-    Registry { host: String, is_insecure: bool },
+    /// To a registry itself, `HOST[:PORT]`.
+    Registry {
+        host: String,
+        is_insecure: bool,
+    },
+    /// To other servers that registries name or redirect to: to one that the operator has certificates for, or to any.
+    /// None is shown a client's certificate, because a registry could lead to servers that only this host may ask.
+    Named {
+        host: Option<String>,
+    },
 }
 
 impl Whose {
-    fn tls(&self, settings: &Settings) -> Result<ClientConfig, Error> {
-        let Self::Registry { host, is_insecure } = self else {
-            return tls(settings.certificates.as_deref());
-        };
-        let own = settings.registry_certificates.iter().map(|all| all.join(host)).find(|dir| dir.is_dir());
-        let name = host.parse::<hosts::Host>()?;
-        tls_with(own.as_deref(), is_insecure.then(|| name.name()))
+    /// That of a server which a registry names.
+    pub(super) fn named(settings: &Settings, location: &Location) -> Self {
+        let host = location.authority();
+        Self::Named { host: certificates(settings, &host).is_some().then_some(host) }
     }
+
+    fn tls(&self, settings: &Settings) -> Result<ClientConfig, Error> {
+        let of = |host: &str| {
+            certificates(settings, host)
+                .map_or_else(|| Ok(Certificates::default()), |dir| Certificates::load(&dir))
+        };
+        match self {
+            Self::Caller | Self::Image => tls(settings.certificates.as_deref()),
+            Self::Registry { host, is_insecure } => {
+                let name = host.parse::<hosts::Host>()?;
+                tls_with(of(host)?, is_insecure.then(|| name.name()))
+            }
+            Self::Named { host } => {
+                let roots = host.as_deref().map_or_else(|| Ok(Certificates::default()), of)?.roots;
+                tls_with(Certificates { roots, pairs: Vec::new() }, None)
+            }
+        }
+    }
+}
+
+/// Returns the operator's directory with the certificates of a registry, `HOST[:PORT]`.
+fn certificates(settings: &Settings, host: &str) -> Option<PathBuf> {
+    // A server that a registry names may be called by the name of another directory.
+    let is_name = !host.chars().all(|c| c == '.');
+    settings.registry_certificates.iter().map(|all| all.join(host)).find(|dir| is_name && dir.is_dir())
 }
 
 /// The outcome of a wait.
@@ -67,7 +102,7 @@ pub(crate) enum Waited<T> {
 }
 
 impl Client {
-    pub(super) fn new(settings: &Settings, whose: &Whose) -> Result<Self, Error> {
+    pub(super) fn new(settings: &Settings, whose: Whose) -> Result<Self, Error> {
         let error = |why| Error::Client { why };
         let tls = whose.tls(settings)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -76,26 +111,47 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|e| error(e.to_string()))?;
-        let hosts = (*whose == Whose::Image).then(|| settings.layer_hosts.clone());
-        let build = |tls: ClientConfig, policy: Policy| {
-            reqwest::Client::builder()
+        let build = |tls: ClientConfig, proxy: Option<Proxy>| {
+            let builder = reqwest::Client::builder()
                 .tls_backend_preconfigured(tls)
                 .dns_resolver(Names::of_host())
                 .connect_timeout(settings.connect)
-                .redirect(policy)
-                // A Referer header would give a signed URL to the next server.
+                .redirect(Policy::none())
                 .referer(false)
                 .retry(reqwest::retry::never())
                 .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
-                .build()
-                .map_err(|e| error(causes(e)))
+                // The environment is read in one place, by the settings.
+                .no_proxy();
+            let builder = match proxy {
+                Some(proxy) => builder.proxy(proxy),
+                None => builder,
+            };
+            builder.build().map_err(|e| error(causes(e)))
         };
-        let direct = match whose {
-            Whose::Registry { .. } => Some(build(tls.clone(), Policy::none())?),
-            Whose::Caller | Whose::Image => None,
-        };
-        let http = build(tls, redirects(hosts))?;
-        Ok(Self { http, direct, scheme: OnceLock::new(), runtime: Some(runtime) })
+        let tunnels = settings.proxies.of_tunnels().map(|url| Proxy::custom(move |_| Some(url.clone())));
+        let tunnels = tunnels.map(|proxy| build(tls.clone(), Some(proxy))).transpose()?;
+        let proxies = settings.proxies.clone();
+        let proxy = (!proxies.is_empty()).then(|| {
+            Proxy::custom(move |url: &Url| proxies.by_way_of(url).and_then(super::proxies::Proxy::url))
+        });
+        let http = build(tls, proxy)?;
+        Ok(Self { http, tunnels, whose, scheme: OnceLock::new(), runtime: Some(runtime) })
+    }
+
+    /// Asks the proxy of tunnels for one to the server of a URL once more, and returns the status of its answer.
+    pub(super) fn refusal_of_tunnel(
+        &self,
+        url: &Url,
+        stop: &Stop<'_>,
+        limit: Duration,
+    ) -> Option<StatusCode> {
+        let mut to = Url::parse("http://host/").ok()?;
+        to.set_host(url.host_str()).ok()?;
+        to.set_port(url.port_or_known_default()).ok()?;
+        match self.wait(stop, limit, self.tunnels.as_ref()?.request(Method::CONNECT, to).send()) {
+            Waited::Done(Ok(answer)) if !answer.status().is_success() => Some(answer.status()),
+            _ => None,
+        }
     }
 
     /// Waits for `work`, at most for `limit`.
@@ -139,29 +195,6 @@ impl Client {
     }
 }
 
-/// Follows at most ten redirects, none from https to http; with `hosts`, only to these.
-fn redirects(hosts: Option<Vec<hosts::Host>>) -> Policy {
-    Policy::custom(move |attempt| {
-        let from = attempt.previous().last().map(reqwest::Url::scheme);
-        if attempt.previous().len() > MAX_REDIRECTS {
-            attempt.error("too many redirects")
-        } else if from == Some("https") && attempt.url().scheme() != "https" {
-            attempt.error("a redirect from https to http")
-        } else if let Some(hosts) = &hosts
-            && !hosts::allow(hosts, attempt.url())
-        {
-            let to = hosts::Host::of(attempt.url()).map_or_else(String::new, |host| host.to_string());
-            let why = match hosts::has_account(attempt.url()) {
-                true => "with a user or a password",
-                false => "which --layer-hosts does not name",
-            };
-            attempt.error(format!("a redirect to {to}, {why}"))
-        } else {
-            attempt.follow()
-        }
-    })
-}
-
 impl Drop for Client {
     fn drop(&mut self) {
         // Does not wait for the remaining connections to close.
@@ -173,13 +206,12 @@ impl Drop for Client {
 
 /// Returns the TLS config: the system's roots (with SSL_CERT_FILE and SSL_CERT_DIR) and the directory's certificates.
 pub(super) fn tls(dir: Option<&Path>) -> Result<ClientConfig, Error> {
-    tls_with(dir, None)
+    tls_with(dir.map_or_else(|| Ok(Certificates::default()), Certificates::load)?, None)
 }
 
-/// As [`tls`]; any certificate of `any_of` is accepted.
-fn tls_with(dir: Option<&Path>, any_of: Option<&str>) -> Result<ClientConfig, Error> {
+/// Returns the TLS config with these certificates besides the system's; any certificate of `any_of` is accepted.
+fn tls_with(own: Certificates, any_of: Option<&str>) -> Result<ClientConfig, Error> {
     let error = |e: rustls::Error| Error::Client { why: e.to_string() };
-    let own = dir.map_or_else(|| Ok(Certificates::default()), Certificates::load)?;
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
     for (path, root) in own.roots {
@@ -233,7 +265,7 @@ impl Certificates {
             match path.extension().and_then(|name| name.to_str()) {
                 Some("crt") => {
                     if let Some(pem) = read(path)? {
-                        found.roots.extend(certificates(path, &pem)?.into_iter().map(|c| (path.clone(), c)));
+                        found.roots.extend(parsed(path, &pem)?.into_iter().map(|c| (path.clone(), c)));
                     }
                 }
                 Some("cert") => found.pairs.extend(Pair::load(path, &path.with_extension("key"))?),
@@ -257,7 +289,7 @@ impl Pair {
             (None, Some(_)) => Err(missing(cert, key)),
             (Some(chain), Some(pem)) => Ok(Some(Self {
                 path: cert.to_owned(),
-                chain: certificates(cert, &chain)?,
+                chain: parsed(cert, &chain)?,
                 // The parser's error does not quote the key.
                 key: PrivateKeyDer::from_pem_slice(&pem)
                     .map_err(|e| Error::Certificate { path: shown(key), why: e.to_string() })?,
@@ -286,7 +318,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     Ok((!bytes.trim_ascii().is_empty()).then_some(bytes))
 }
 
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+fn parsed(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let error = |why| Error::Certificate { path: shown(path), why };
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()

@@ -1,6 +1,7 @@
 //! The servers that an image may name.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use reqwest::Url;
@@ -60,6 +61,11 @@ impl Host {
         &self.name
     }
 
+    /// Whether it is on the loopback interface.
+    pub(crate) fn is_loopback(&self) -> bool {
+        is_loopback(&self.name)
+    }
+
     fn is_of(&self, url: &Url) -> bool {
         let port = match self.port {
             None => url.port().is_none(),
@@ -67,6 +73,13 @@ impl Host {
         };
         port && url.host_str() == Some(&self.name)
     }
+}
+
+/// Whether a host, a name or an address without a port, is on the loopback interface.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let address = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost")
+        || address(host).is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Whether a URL has a user or a password. An image may not name such URLs: a server is allowed, and no account on
@@ -83,6 +96,24 @@ pub(super) fn allow(hosts: &[Host], url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loopback() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("127.0.0.1", true),
+            ("127.8.8.8", true),
+            ("[::1]", true),
+            ("[::ffff:127.0.0.1]", true),
+            ("localhost.example", false),
+            ("10.0.0.1", false),
+            ("[::2]", false),
+            ("", false),
+        ] {
+            assert_eq!(is_loopback(host), expected, "{host}");
+        }
+        assert!("LOCALHOST:5000".parse::<Host>().unwrap().is_loopback());
+    }
 
     #[test]
     fn only_what_was_named() {

@@ -69,6 +69,12 @@ impl Location {
         self.0.origin() == url.origin()
     }
 
+    /// Returns `HOST[:PORT]`, without the scheme's port.
+    pub(crate) fn authority(&self) -> String {
+        let port = self.0.port().map_or_else(String::new, |port| format!(":{port}"));
+        format!("{}{port}", self.0.host_str().unwrap_or_default())
+    }
+
     /// Returns the whole URL, secrets included.
     pub(crate) fn url(&self) -> &Url {
         &self.0

@@ -3,10 +3,14 @@
 mod answer;
 mod body;
 mod client;
+mod failing;
 mod hosts;
 mod location;
 mod names;
+mod proxies;
+mod request;
 mod settings;
+mod state;
 mod trust;
 mod try_again;
 mod upload;
@@ -18,16 +22,19 @@ use std::time::{Duration, Instant};
 
 pub use self::hosts::Host;
 pub use self::location::Location;
+pub use self::proxies::Proxies;
 pub use self::settings::Settings;
 
 pub(crate) use self::answer::{Refusal, said};
 pub(crate) use self::body::{Body, Fetch, Terms};
-pub(crate) use self::try_again::{
-    Ask, Authority, Failure, NamedBy, Probe, Tries, Validator, failed, retry_after, text,
-};
+pub(crate) use self::hosts::is_loopback;
+pub(crate) use self::request::{Ask, Probe};
+pub(crate) use self::state::Validator;
+pub(crate) use self::try_again::{Authority, Failure, NamedBy, Tries, failed, retry_after, text, to_wait};
 pub(crate) use self::upload::{Put, Rest, Streamed};
 
 use self::client::{Client, Whose};
+use self::failing::Failing;
 use crate::error::Error;
 
 /// How long a client is kept despite failures after the previous one was dropped: a server that is down must not make
@@ -38,8 +45,7 @@ const MAX_CLIENTS: usize = 16;
 
 /// Fetches blobs by http and https. Clones share the client.
 ///
-/// The proxies of the environment are used (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`), and at most ten
-/// redirects are followed, none from https to http.
+/// At most ten redirects are followed, none from https to http.
 ///
 /// A fetch blocks its thread, which must not be one that drives an async runtime.
 #[derive(Debug, Clone, Default)]
@@ -48,8 +54,10 @@ pub struct Remote(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     settings: Settings,
-    /// One for URLs named by the caller, one for URLs named by images ([`NamedBy`]), and one for each registry.
+    /// One for URLs named by the caller, one for URLs named by images ([`NamedBy`]), one for each registry, and those of
+    /// the servers that registries name.
     kept: Mutex<HashMap<Whose, Kept>>,
+    failing: Failing,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +80,7 @@ impl Remote {
         if settings.certificates.is_some() {
             client::tls(settings.certificates.as_deref())?;
         }
-        Ok(Self(Arc::new(Inner { settings, kept: Default::default() })))
+        Ok(Self(Arc::new(Inner { settings, kept: Default::default(), failing: Default::default() })))
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -98,8 +106,22 @@ impl Remote {
         }
     }
 
+    /// The endpoints of images that were silent just now.
+    pub(crate) fn failing(&self) -> &Failing {
+        &self.0.failing
+    }
+
     pub(crate) fn client(&self, by: NamedBy<'_>) -> Result<Arc<Client>, Error> {
-        let (mut all, whose) = (self.0.kept.lock(), Whose::from(by));
+        self.client_of(by.into())
+    }
+
+    /// The client for a server that a registry names or redirects to.
+    fn client_of_named(&self, location: &Location) -> Result<Arc<Client>, Error> {
+        self.client_of(Whose::named(&self.0.settings, location))
+    }
+
+    fn client_of(&self, whose: Whose) -> Result<Arc<Client>, Error> {
+        let mut all = self.0.kept.lock();
         if all.len() >= MAX_CLIENTS && !all.contains_key(&whose) {
             let oldest = all.iter().min_by_key(|(_, kept)| kept.used).map(|(whose, _)| whose.clone());
             all.retain(|whose, _| Some(whose) != oldest.as_ref());
@@ -109,15 +131,15 @@ impl Remote {
         if let Some(client) = &kept.client {
             return Ok(Arc::clone(client));
         }
-        let client = Arc::new(Client::new(&self.0.settings, &whose)?);
+        let client = Arc::new(Client::new(&self.0.settings, whose)?);
         kept.client = Some(Arc::clone(&client));
         Ok(client)
     }
 
     /// Drops a client that failed, unless another one was dropped just now.
-    pub(crate) fn forget(&self, client: &Arc<Client>, by: NamedBy<'_>) {
+    pub(crate) fn forget(&self, client: &Arc<Client>) {
         let mut all = self.0.kept.lock();
-        let kept = all.entry(by.into()).or_default();
+        let kept = all.entry(client.whose.clone()).or_default();
         if kept.forgotten.is_none_or(|then| then.elapsed() >= KEEP)
             && kept.client.take_if(|kept| Arc::ptr_eq(kept, client)).is_some()
         {
@@ -137,17 +159,17 @@ mod tests {
         let is_kept = |client: &Arc<Client>| Arc::ptr_eq(client, &remote.client(BY).unwrap());
         let forgotten = |at| remote.0.kept.lock().get_mut(&Whose::Caller).unwrap().forgotten = at;
         let first = remote.client(BY).unwrap();
-        remote.forget(&first, BY);
+        remote.forget(&first);
         assert!(!is_kept(&first));
         let second = remote.client(BY).unwrap();
         // A time in the future, so that the test does not depend on the host's speed.
         forgotten(Some(Instant::now() + 3600 * KEEP));
-        remote.forget(&second, BY);
+        remote.forget(&second);
         assert!(is_kept(&second));
         forgotten(Instant::now().checked_sub(KEEP));
-        remote.forget(&first, BY);
+        remote.forget(&first);
         assert!(is_kept(&second), "another one failed");
-        remote.forget(&second, BY);
+        remote.forget(&second);
         assert!(!is_kept(&second));
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::hosts::Host;
+use super::proxies::Proxies;
 
 /// Settings for fetching blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Settings {
     /// the same form as [`Settings::certificates`]. The first one that has a directory for the registry is used
     /// (containers-certs.d(5), docker's `certs.d`).
     pub registry_certificates: Vec<PathBuf>,
+    /// The proxies; by default those of the environment.
+    pub proxies: Proxies,
 }
 
 impl Default for Settings {
@@ -43,6 +46,7 @@ impl Default for Settings {
             deadline: Duration::from_secs(3600),
             layer_hosts: Vec::new(),
             registry_certificates: ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(Into::into).into(),
+            proxies: Proxies::of_env(),
         }
     }
 }

@@ -15,8 +15,8 @@ use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_
 /// Verifies certificates against the operator's roots and the system's. The latter are read when the first certificate is
 /// verified, which takes longer than a request in the local network, and which a registry without TLS never needs.
 ///
-/// It accepts any certificate of one host if the operator has named that as insecure, and verifies those of all others:
-/// the servers that it redirects to, and those of its tokens.
+/// It accepts any certificate of one host if the operator has named that as insecure. Other servers, where it redirects to
+/// or which give its tokens, are asked by clients that verify all.
 #[derive(Debug)]
 pub(super) struct Trust {
     own: RootCertStore,
@@ -126,19 +126,21 @@ pub(super) fn is_plain(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Returns the error of TLS that caused another one.
-fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<Error>() {
-            return Some(error);
-        }
+pub(super) fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// An error, and one after the other what caused it.
+pub(super) fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| {
         // The source of an I/O error is that of the error it wraps, which would be left out.
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             Some(wrapped) => Some(wrapped),
             None => error.source(),
-        };
-    }
-    None
+        }
+    })
 }
 
 #[cfg(test)]
@@ -146,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes() {
+    fn of_tls() {
         let wrapped = |error: Error| io::Error::other(io::Error::other(error));
         let certificate = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let message = || Error::InvalidMessage(InvalidMessage::InvalidContentType);

@@ -18,7 +18,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::client::{Client, Waited};
 use super::location::Location;
-use super::try_again::{Failure, Refused, Tries, failed};
+use super::request::{Refused, Sent};
+use super::try_again::{Failure, Tries, failed};
 use crate::bounds::stop::Stop;
 use crate::error::Error;
 use crate::format::stream::stream_error;
@@ -163,8 +164,9 @@ impl Tries<'_> {
         loop {
             let headers = self.credentials(put.location)?;
             let sent = headers.get(AUTHORIZATION).cloned();
-            let client = self.remote.client(self.by)?;
-            let mut request = direct(&client)
+            let client = self.client(put.location)?;
+            let mut request = client
+                .http
                 .request(put.method.clone(), put.location.url().clone())
                 .headers(headers)
                 .header(ACCEPT_ENCODING, "identity")
@@ -176,11 +178,15 @@ impl Tries<'_> {
             let patience = self.remote.settings().patience.saturating_mul(STORING);
             let limit = self.limit(put.location)?.saturating_add(patience).min(self.left(put.location)?);
             let waited = client.wait(self.stop, limit, request.send());
-            let (client, response) = self.received(client, put.location, waited, limit, true)?;
+            let (client, response) = self.received(
+                Sent { client, location: put.location, at: put.location, forgets: true },
+                waited,
+                limit,
+            )?;
             if response.status().is_success() {
                 return Ok((response.status(), response.headers().clone()));
             }
-            let request = Refused { location: put.location, sent, renewed, head: false };
+            let request = Refused { location: put.location, sent, renewed, head: false, strayed: false };
             self.refused(&request, &client, response)?;
             renewed = true;
         }
@@ -192,11 +198,12 @@ impl Tries<'_> {
         let location = rest.location;
         let headers = self.credentials(location)?;
         let sent = headers.get(AUTHORIZATION).cloned();
-        let client = self.remote.client(self.by)?;
+        let client = self.client(location)?;
         let (pieces, taken) = channel(WAITING);
         let flow = Arc::new(Flow::default());
         let body = Outgoing { pieces: taken, left: rest.length, flow: Arc::clone(&flow) };
-        let mut request = direct(&client)
+        let mut request = client
+            .http
             .patch(location.url().clone())
             .headers(headers)
             .header(ACCEPT_ENCODING, "identity")
@@ -224,7 +231,7 @@ impl Tries<'_> {
         })?;
         if matches!(waited, Waited::TooLong | Waited::Stopped) {
             // Its connection would go on with what it has.
-            self.remote.forget(&client, self.by);
+            self.remote.forget(&client);
         }
         let whole = flow.whole.load(Ordering::Relaxed);
         let response = match waited {
@@ -232,7 +239,10 @@ impl Tries<'_> {
                 let why = format!("the server hangs: it took nothing more in {patience:?}");
                 Err(Failure::Again { error: failed(location, why), pause: None })
             }
-            waited => self.received(client, location, waited, patience.saturating_mul(STORING), true),
+            waited => {
+                let sent = Sent { client, location, at: location, forgets: true };
+                self.received(sent, waited, patience.saturating_mul(STORING))
+            }
         };
         let answered = response.as_ref().is_ok_and(|(_, response): &(_, Response)| {
             response.status().is_success() || response.status().is_client_error()
@@ -249,12 +259,7 @@ impl Tries<'_> {
         if response.status().is_success() {
             return Ok(Streamed::Done(response.headers().clone()));
         }
-        self.refused(&Refused { location, sent, renewed, head: false }, &client, response)?;
+        self.refused(&Refused { location, sent, renewed, head: false, strayed: false }, &client, response)?;
         Ok(Streamed::Renewed)
     }
-}
-
-/// The client that follows no redirects.
-fn direct(client: &Client) -> &reqwest::Client {
-    client.direct.as_ref().unwrap_or(&client.http)
 }

@@ -1,7 +1,9 @@
 //! Blobs from servers that fail in various ways.
 
-use std::io::Read;
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::app::all_text;
 use super::is_refused;
@@ -299,6 +301,30 @@ fn a_server_that_takes_too_long() {
     let settings = Settings { connect: max, patience: max, backoff: max, deadline: max, ..settings() };
     let server = Server::new(vec![ok()]);
     assert_eq!(fetch_by(&Remote::new(settings).unwrap(), &server).unwrap(), data());
+}
+
+/// Interim answers are no answer, however many there are.
+#[test]
+fn a_flood_of_interim_answers() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            while stream.write_all(&b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n".repeat(100)).is_ok() {}
+        }
+    });
+    let urls = [format!("http://{address}/")];
+    let wanted = Wanted { urls: &urls, size: None, limit: u64::MAX, validator: None };
+    let start = Instant::now();
+    let error = wanted.fetch(&impatient(2), &Watch::default()).unwrap_err();
+    assert!(matches!(&error, Error::Fetch { why, .. } if why.contains("no answer in 700ms")), "{error:?}");
+    let deadline = Duration::from_millis(300);
+    let remote = Remote::new(Settings { deadline, tries: 1000, ..settings() }).unwrap();
+    let error = wanted.fetch(&remote, &Watch::default()).unwrap_err();
+    assert!(matches!(&error, Error::Deadline { .. }), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(10));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod blobs;
 mod credentials;
 mod documents;
+mod elsewhere;
 mod login;
 mod mirrors;
 mod push;
@@ -13,7 +14,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustls::ServerConfig;
 
@@ -236,4 +237,44 @@ fn failed<T>(client: &Client, result: Result<T, Error>, parts: &[&str]) -> Error
 
 fn write_part(dir: &Path, blob: &[u8], part: &[u8]) {
     write(&dir.join(format!("sha256-{}", Digest::of(blob).as_hex())), part);
+}
+
+/// The events that were logged by this thread, one a line.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Events {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            text += &format!("{field}={value:?} ");
+        });
+        if event.metadata().target().starts_with("wardian") {
+            self.0.lock().unwrap().push(text);
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Returns what is logged meanwhile.
+fn told<T>(work: impl FnOnce() -> T) -> (Vec<String>, T) {
+    let events = Events::default();
+    let done = tracing::subscriber::with_default(events.clone(), work);
+    let texts = events.0.lock().unwrap().clone();
+    (texts, done)
 }

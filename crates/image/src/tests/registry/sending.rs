@@ -274,7 +274,7 @@ fn uploads_elsewhere() {
         let result = send(&pusher(&client, &server, basic(), None), &blob);
         match good {
             true => drop(result.unwrap()),
-            false => drop(refused(result, &["the registry answered 401"])),
+            false => drop(refused(result, &["this server, which the registry names, answered 401"])),
         }
         let requests = elsewhere.requests();
         assert!(requests.iter().all(|request| field(request, "authorization").is_none()), "{requests:?}");
