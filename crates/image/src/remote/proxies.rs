@@ -80,6 +80,11 @@ impl Proxies {
         proxy.filter(|_| !is_loopback(host) && !self.except.iter().any(|except| except.has(host, port)))
     }
 
+    /// Returns the proxy of which an answer may be, because there is no tunnel to the server.
+    pub(super) fn between(&self, url: &Url) -> Option<&Proxy> {
+        self.by_way_of(url).filter(|_| url.scheme() == "http")
+    }
+
     /// The proxy of requests by https, if there is one that can be used.
     pub(super) fn of_tunnels(&self) -> Option<Url> {
         self.https.as_ref().and_then(|proxy| proxy.url.clone())
@@ -125,7 +130,7 @@ impl Proxy {
     pub(super) fn refused(&self, url: &Url, status: StatusCode) -> Error {
         let meaning = match status {
             StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-                ", it wants another user and password, as in http://USER:PASSWORD@HOST:PORT"
+                ", it wants a user and a password that it knows, as in http://USER:PASSWORD@HOST:PORT"
             }
             _ => "",
         };

@@ -110,6 +110,12 @@ impl Tries<'_> {
             // tries.
             || status.is_server_error() && !request.head;
         let pause = retry_after(response.headers());
+        // It answers in the place of the server, which has not got the request.
+        if let Some(proxy) = self.remote.settings().proxies.between(response.url())
+            && status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        {
+            return Err(proxy.refused(response.url(), status).into());
+        }
         let error = match self.by {
             NamedBy::Registry(registry) => {
                 let own =
@@ -121,12 +127,6 @@ impl Tries<'_> {
                 // What a server of TLS answers to a request without it.
                 if own && status == StatusCode::BAD_REQUEST && location.is_plain() {
                     self.remote.forget(client);
-                }
-                // It answers in the place of the registry, which has not got the request.
-                if let Some(proxy) = self.remote.settings().proxies.by_way_of(response.url())
-                    && status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
-                {
-                    return Err(proxy.refused(response.url(), status).into());
                 }
                 let limit = self.limit(location)?;
                 let who = self.who(location, response.url(), own);
@@ -352,7 +352,7 @@ impl Tries<'_> {
 
     /// Returns who has answered a request to a registry, for errors; `own` tells whether it is the registry itself.
     fn who(&self, location: &Location, at: &Url, own: bool) -> String {
-        let proxy = self.remote.settings().proxies.by_way_of(at).filter(|_| at.scheme() == "http");
+        let proxy = self.remote.settings().proxies.between(at);
         let way = proxy.map_or_else(String::new, |proxy| format!(", asked by way of the proxy {proxy},"));
         match location.has_origin_of(at) {
             true if own => format!("the registry{way}"),

@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use wardian_sys::text::chain;
 
 use super::Remote;
 use super::answer::Refusal;
@@ -169,7 +168,7 @@ impl<'a> Tries<'a> {
             && pause > LONG
         {
             let (host, seconds) = (registry.host(), pause.as_secs_f64().round());
-            tracing::warn!(host, seconds, why = chain(&error), "registry.waits");
+            tracing::warn!(host, seconds, why = %error, "registry.waits");
         }
         if self.stop.sleep(pause) { Ok(()) } else { Err(cancelled(location)) }
     }

@@ -68,7 +68,7 @@ fn loopback() {
 #[test]
 fn that_refuse() {
     for (status, meaning, asked_again) in
-        [(403, "", false), (407, ", it wants another user and password", false), (502, "", true)]
+        [(403, "", false), (407, ", it wants a user and a password", false), (502, "", true)]
     {
         for insecure in [false, true] {
             let proxy = Server::new(vec![Reply::status(status)]);
