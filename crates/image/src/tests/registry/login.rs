@@ -97,9 +97,9 @@ fn with_neither() {
 #[test]
 fn whose_password() {
     let registries = Known::default().with_insecure(&["registry".into()]).unwrap().registries().unwrap();
-    let endpoint = registries.bare_endpoint("registry");
+    let endpoint = registries.bare_endpoint("registry").unwrap();
     assert_eq!((endpoint.host.as_str(), endpoint.insecure), ("registry", true));
-    assert_eq!(registries.bare_endpoint("docker.io").host, "registry-1.docker.io");
+    assert_eq!(registries.bare_endpoint("docker.io").unwrap().host, "registry-1.docker.io");
     // Where its images are pulled from instead is another registry.
     let dir = tempfile::tempdir().unwrap();
     let conf = dir.path().join("registries.conf");
@@ -108,12 +108,12 @@ fn whose_password() {
         b"[[registry]]\nlocation = \"elsewhere.example\"\nprefix = \"a.example\"\ninsecure = true\n",
     );
     let registries = Known::of(Some(conf), Credentials::default()).registries().unwrap();
-    let endpoint = registries.bare_endpoint("a.example");
+    let endpoint = registries.bare_endpoint("a.example").unwrap();
     assert_eq!((endpoint.host.as_str(), endpoint.insecure), ("a.example", false));
     let conf = dir.path().join("insecure.conf");
     write(&conf, b"[[registry]]\nlocation = \"b.example\"\ninsecure = true\n");
     let insecure = Known::of(Some(conf), Credentials::default()).registries().unwrap();
-    assert!(insecure.bare_endpoint("b.example").insecure);
+    assert!(insecure.bare_endpoint("b.example").unwrap().insecure);
     assert!(insecure.own_endpoint(&ImageName::parse("b.example/r").unwrap()).unwrap().insecure);
     let name = ImageName::parse("a.example/r").unwrap();
     let own = registries.own_endpoint(&name).unwrap();
