@@ -4,8 +4,11 @@ use std::io;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use serde_json::error::Category;
 pub(crate) use wardian_archive::show;
 use wardian_sys::text::chain;
+
+use crate::digest::Digest;
 
 /// Why an image could not be opened or unpacked. Names that come from an image are escaped and cut.
 #[derive(Debug, thiserror::Error)]
@@ -208,12 +211,12 @@ pub enum Error {
         actual: u64,
     },
     /// A JSON document does not have the expected shape.
-    #[error("cannot parse {what}: {source}")]
+    #[error("cannot parse {what}: {why}")]
     Json {
         /// The document.
         what: String,
-        /// The parser's answer.
-        source: serde_json::Error,
+        /// What was expected, and where. Nothing of the document is in it, which may be another server's than it should be.
+        why: String,
     },
     /// An index or manifest of an artifact that is no image: a chart, a signature, a module.
     #[error("{what} is an artifact of the type {kind}, and no image: a container cannot be made of it")]
@@ -593,13 +596,15 @@ pub enum RegistryError {
         /// What it says, after a colon; may be empty.
         said: String,
     },
-    /// The registry limits how often images are pulled from it.
+    /// The registry limits how often images are pulled from it, or pushed to it.
     #[error(
-        "{host} limits how often images are pulled from it, and the limit is reached (429){limit}{said}; {remedy}"
+        "{host} limits how often images are {done} it, and the limit is reached (429){limit}{said}; {remedy}"
     )]
     RateLimit {
         /// The host.
         host: String,
+        /// What was to be done: `pulled from` or `pushed to`.
+        done: &'static str,
         /// The limit and the time to wait, as the registry gives them; may be empty.
         limit: String,
         /// What it says, after a colon; may be empty.
@@ -616,6 +621,42 @@ pub enum RegistryError {
         status: u16,
         /// What it says, after a colon; may be empty.
         said: String,
+    },
+    /// The registry does not let anybody log in, or not this user.
+    #[error("{host} does not let you log in: it answered {status}{said}")]
+    LoginDenied {
+        /// The host.
+        host: String,
+        /// The status of its answer.
+        status: u16,
+        /// What it says, after a colon; may be empty.
+        said: String,
+    },
+    /// A server is no registry.
+    #[error("{host} is no registry: {why}")]
+    NoRegistry {
+        /// The host.
+        host: String,
+        /// How this shows.
+        why: String,
+    },
+    /// What a registry gives for an image is no JSON.
+    #[error("the answer is no manifest: it is {kind}")]
+    NoDocument {
+        /// Its media type.
+        kind: String,
+    },
+    /// A registry says that a document has another digest than it has.
+    #[error(
+        "{url}: the registry's header Docker-Content-Digest is {header}, which is not that of the content, {actual}"
+    )]
+    Header {
+        /// The URL without its secrets.
+        url: String,
+        /// The digest in the header.
+        header: Digest,
+        /// The digest of the bytes.
+        actual: Digest,
     },
     /// The registry asks for credentials in a way that is refused, or that is not known.
     #[error("{host} asks for credentials, but {why}")]
@@ -706,6 +747,25 @@ impl Error {
         }
     }
 
+    /// A document that is not what its parser expects.
+    pub(crate) fn json(what: impl Into<String>, error: &serde_json::Error) -> Self {
+        let (text, what) = (error.to_string(), what.into());
+        let missing = |text: &str| text.starts_with("missing field `");
+        let why = match error.classify() {
+            // The parser quotes what it has found before what it has expected; other texts may quote it anywhere.
+            Category::Data if !missing(&text) => {
+                let expected =
+                    text.starts_with("invalid ").then(|| text.rsplit_once(", expected ")).flatten();
+                match expected {
+                    Some((_, expected)) => format!("expected {expected}"),
+                    None => format!("a bad value at line {} column {}", error.line(), error.column()),
+                }
+            }
+            _ => text,
+        };
+        Self::Json { what, why }
+    }
+
     /// A layer or its blob exceeds its limit.
     pub(crate) fn layer_bytes(what: impl Into<String>, limit: u64) -> Self {
         Self::Allowance { what: what.into(), limit, unit: "bytes", flag: "--max-layer-bytes" }
@@ -726,4 +786,39 @@ impl Error {
 pub(crate) fn at(op: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
     // The name is escaped only on an error, because this is called for every system call.
     move |source| Error::Write { op, path: show(path), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_a_document_is_shown() {
+        #[derive(Debug, serde::Deserialize)]
+        #[expect(dead_code, reason = "only what cannot be parsed counts")]
+        struct Document {
+            digest: Digest,
+            #[serde(default)]
+            number: u32,
+        }
+        let digest = Digest::of(b"");
+        for (text, shown) in [
+            (r#""SECRET""#.to_owned(), "expected struct Document at line 1 column 8"),
+            (r#"["SECRET", 1]"#.to_owned(), "a bad value at line 1 column "),
+            (r#"{"digest":"SECRET"}"#.to_owned(), "a bad value at line 1 column "),
+            (r#"{"digest":"missing field `SECRET"}"#.to_owned(), "a bad value at line 1 column "),
+            (
+                format!(r#"{{"digest":"{digest}","number":"SECRET, expected SECRET"}}"#),
+                "expected u32 at line 1 column",
+            ),
+            (r#"{"SECRET":1}"#.to_owned(), "missing field `digest` at line 1 column 12"),
+            ("<SECRET>".to_owned(), "expected value at line 1 column 1"),
+            (r#"{"SECRET"#.to_owned(), "EOF while parsing a string at line 1 column 8"),
+        ] {
+            let error = serde_json::from_str::<Document>(&text).unwrap_err();
+            let error = Error::json("x", &error);
+            let all = format!("{error} {error:?}");
+            assert!(all.contains(shown) && !all.contains("SECRET"), "{text}: {all}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ const ALGORITHMS: [&str; 5] = ["sha256", "sha384", "sha512", "sha1", "md5"];
 /// The longest name, host and repository together, in bytes (distribution's `NameTotalLengthMax`).
 const LONGEST: usize = 255;
 /// The longest tag in bytes.
-const LONGEST_TAG: usize = 128;
+pub(super) const LONGEST_TAG: usize = 128;
 
 const NO_HOST: &str = "what is before the first / is no HOST or HOST:PORT: a port has no zero before it, and an address is \
                        written as 127.0.0.1 or [::1]";
