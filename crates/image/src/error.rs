@@ -757,7 +757,12 @@ impl Error {
                 let expected =
                     text.starts_with("invalid ").then(|| text.rsplit_once(", expected ")).flatten();
                 match expected {
-                    Some((_, expected)) => format!("expected {expected}"),
+                    Some((_, expected)) => {
+                        let object = expected.strip_prefix("struct ").and_then(|rest| rest.split_once(' '));
+                        let expected =
+                            object.map_or_else(|| expected.to_owned(), |(_, at)| format!("an object {at}"));
+                        format!("expected {expected}")
+                    }
                     None => format!("a bad value at line {} column {}", error.line(), error.column()),
                 }
             }
@@ -803,7 +808,7 @@ mod tests {
         }
         let digest = Digest::of(b"");
         for (text, shown) in [
-            (r#""SECRET""#.to_owned(), "expected struct Document at line 1 column 8"),
+            (r#""SECRET""#.to_owned(), "expected an object at line 1 column 8"),
             (r#"["SECRET", 1]"#.to_owned(), "a bad value at line 1 column "),
             (r#"{"digest":"SECRET"}"#.to_owned(), "a bad value at line 1 column "),
             (r#"{"digest":"missing field `SECRET"}"#.to_owned(), "a bad value at line 1 column "),
