@@ -432,3 +432,33 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, 
 pub(crate) fn too_large(what: &str) -> Error {
     Error::Limit { what: format!("the size of {what}"), limit: MAX_JSON }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a layout with one image, the entries that say something of it are not other images.
+    #[test]
+    fn what_is_chosen_of_a_layout() {
+        let entry = |at: u8, more: &str| format!(r#"{{"digest":"{}","size":1{more}}}"#, Digest::of(&[at]));
+        let attests = r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
+        let unknown = r#","platform":{"os":"unknown","architecture":"unknown"}"#;
+        let other = r#","platform":{"os":"linux","architecture":"pdp11"}"#;
+        for (entries, chosen) in [
+            (vec![entry(0, ""), entry(1, attests)], Ok(0)),
+            (vec![entry(1, unknown), entry(0, "")], Ok(0)),
+            (vec![entry(1, other), entry(0, "")], Ok(0)),
+            (vec![entry(1, attests)], Err("there is no image in it")),
+            (vec![], Err("there is no image in it")),
+            (vec![entry(0, ""), entry(1, "")], Err("there are several images")),
+        ] {
+            let json = format!(r#"{{"manifests":[{}]}}"#, entries.join(","));
+            let index = Index::parse(json.as_bytes(), "x").unwrap();
+            match (index.choose("x", None, ("oci", Path::new("/x"))), chosen) {
+                (Ok(found), Ok(at)) => assert_eq!(found.digest, Digest::of(&[at]), "{json}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{json}: {error}"),
+                (found, _) => panic!("{json}: {found:?}"),
+            }
+        }
+    }
+}
