@@ -7,6 +7,8 @@ use rustix::io::Errno;
 pub(crate) use wardian_archive::show;
 use wardian_sys::text::chain;
 
+use crate::digest::Digest;
+
 /// Why an image could not be opened or unpacked. Names that come from an image are escaped and cut.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -208,12 +210,12 @@ pub enum Error {
         actual: u64,
     },
     /// A JSON document does not have the expected shape.
-    #[error("cannot parse {what}: {source}")]
+    #[error("cannot parse {what}: {why}")]
     Json {
         /// The document.
         what: String,
-        /// The parser's answer.
-        source: serde_json::Error,
+        /// What was expected, and where. Nothing of the document is in it, which may be another server's than it should be.
+        why: String,
     },
     /// An index or manifest of an artifact that is no image: a chart, a signature, a module.
     #[error("{what} is an artifact of the type {kind}, and no image: a container cannot be made of it")]
@@ -619,13 +621,15 @@ pub enum RegistryError {
         /// What it says, after a colon; may be empty.
         said: String,
     },
-    /// The registry limits how often images are pulled from it.
+    /// The registry limits how often images are pulled from it, or pushed to it.
     #[error(
-        "{host} limits how often images are pulled from it, and the limit is reached (429){limit}{said}; {remedy}"
+        "{host} limits how often images are {done} it, and the limit is reached (429){limit}{said}; {remedy}"
     )]
     RateLimit {
         /// The host.
         host: String,
+        /// What was to be done: `pulled from` or `pushed to`.
+        done: &'static str,
         /// The limit and the time to wait, as the registry gives them; may be empty.
         limit: String,
         /// What it says, after a colon; may be empty.
@@ -644,6 +648,42 @@ pub enum RegistryError {
         status: u16,
         /// What it says, after a colon; may be empty.
         said: String,
+    },
+    /// The registry does not let anybody log in, or not this user.
+    #[error("{host} does not let you log in: it answered {status}{said}")]
+    LoginDenied {
+        /// The host.
+        host: String,
+        /// The status of its answer.
+        status: u16,
+        /// What it says, after a colon; may be empty.
+        said: String,
+    },
+    /// A server is no registry.
+    #[error("{host} is no registry: {why}")]
+    NoRegistry {
+        /// The host.
+        host: String,
+        /// How this shows.
+        why: String,
+    },
+    /// What a registry gives for an image is no JSON.
+    #[error("the answer is no manifest: it is {kind}")]
+    NoDocument {
+        /// Its media type.
+        kind: String,
+    },
+    /// A registry says that a document has another digest than it has.
+    #[error(
+        "{url}: the registry's header Docker-Content-Digest is {header}, which is not that of the content, {actual}"
+    )]
+    Header {
+        /// The URL without its secrets.
+        url: String,
+        /// The digest in the header.
+        header: Digest,
+        /// The digest of the bytes.
+        actual: Digest,
     },
     /// The registry asks for credentials in a way that is refused, or that is not known.
     #[error("{host} asks for credentials, but {why}")]

@@ -396,7 +396,7 @@ pub(super) fn parse(raw: &[u8]) -> Result<Config<'_>, Error> {
     if raw.len() as u64 > MAX_JSON {
         return Err(too_large(what));
     }
-    let fields = serde_json::from_slice(raw).map_err(|source| Error::Json { what: what.into(), source })?;
+    let fields = serde_json::from_slice(raw).map_err(|error| Error::json(what, &error))?;
     Ok(Config { raw: Some(raw), fields })
 }
 

@@ -212,8 +212,8 @@ impl Push<'_> {
             return Ok(found);
         }
         let Ok(ids) = ids(&manifest, &config, what) else { return Ok(found) };
-        let parsed: Value = serde_json::from_slice(manifest_json)
-            .map_err(|source| Error::Json { what: what.to_owned(), source })?;
+        let parsed: Value =
+            serde_json::from_slice(manifest_json).map_err(|error| Error::json(what, &error))?;
         let layers = manifest.layers.into_iter().zip(config.diff_ids).zip(ids).enumerate();
         for (at, ((descriptor, diff_id), (id, _))) in layers {
             if is_foreign(&descriptor) {
@@ -416,8 +416,7 @@ impl Content for Section {
 /// Returns the media type of a manifest; one that does not say it has that of its config.
 fn media_type(manifest: &[u8]) -> Result<String, Error> {
     let what = "the manifest of the image";
-    let parsed: Value =
-        serde_json::from_slice(manifest).map_err(|source| Error::Json { what: what.to_owned(), source })?;
+    let parsed: Value = serde_json::from_slice(manifest).map_err(|error| Error::json(what, &error))?;
     Ok(match (parsed["mediaType"].as_str(), parsed["config"]["mediaType"].as_str()) {
         (Some(media_type), _) => media_type.to_owned(),
         (None, Some(DOCKER_CONFIG)) => DOCKER.to_owned(),

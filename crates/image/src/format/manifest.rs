@@ -25,6 +25,11 @@ const MAX_URLS: usize = 16;
 /// Annotations with the name of an image in an index: its tag, and (docker, containerd) its full name.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
+/// The annotation of an entry that says something of another one, and is no image (buildkit, "Image attestation
+/// storage").
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+
+const NO_IMAGE: &str = "there is no image in it";
 
 /// A reference to a document or a layer, with its digest and size.
 #[derive(Debug, Clone, Deserialize)]
@@ -86,6 +91,12 @@ impl Descriptor {
         self.annotations.as_ref()?.get(name).map(String::as_str)
     }
 
+    /// Whether it is no image but says something of one. Builders call its platform `unknown/unknown`.
+    fn is_attestation(&self) -> bool {
+        let unknown = |p: &Platform| p.os == "unknown" && p.architecture == "unknown";
+        self.annotation(REFERENCE_TYPE).is_some() || self.platform.as_ref().is_some_and(unknown)
+    }
+
     fn is_for_host(&self) -> bool {
         self.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == host_architecture())
     }
@@ -98,6 +109,16 @@ fn platforms(found: &[Descriptor]) -> String {
     names.sort();
     names.dedup();
     tame(&clip(&names.join(", "), 200)).into_owned()
+}
+
+/// Keeps the entries for this host, or else those that do not say what they are for (containers/image,
+/// `chooseInstance`).
+fn keep_platform(found: &mut Vec<Descriptor>) {
+    if !found.iter().any(Descriptor::is_for_host) {
+        return found.retain(|descriptor| descriptor.platform.is_none());
+    }
+    found.retain(Descriptor::is_for_host);
+    keep_variant(found);
 }
 
 /// Keeps only the variant of the architecture that any such host can run, if the entries differ in their variants.
@@ -171,17 +192,20 @@ impl Index {
                 limit: most as u64,
             });
         }
-        if found.len() > 1 {
+        let several = found.len() > 1;
+        found.retain(|descriptor| !descriptor.is_attestation());
+        let error = |why| Error::Select { what: what.into(), why };
+        if several && !found.is_empty() {
             let there = platforms(&found);
-            found.retain(Descriptor::is_for_host);
-            keep_variant(&mut found);
+            keep_platform(&mut found);
             if found.is_empty() {
-                let why = format!("no manifest for linux/{}; there are {there}", host_architecture());
-                return Err(Error::Select { what: what.into(), why });
+                return Err(error(format!(
+                    "no manifest for linux/{}; there are {there}",
+                    host_architecture()
+                )));
             }
         }
-        let none = || Error::Select { what: what.into(), why: "there is no manifest".into() };
-        found.into_iter().next().ok_or_else(none)
+        found.into_iter().next().ok_or_else(|| error(NO_IMAGE.into()))
     }
 
     /// Returns the only manifest (or index) of that name, or the only one for this host. `at` is the scheme and the
@@ -219,6 +243,7 @@ impl Index {
             }
             found.retain(is_it);
         }
+        found.retain(|descriptor| !descriptor.is_attestation());
         // An image with several names has an entry for each.
         let mut seen = HashSet::new();
         found.retain(|d| seen.insert(d.digest.clone()));
@@ -226,13 +251,12 @@ impl Index {
         // Tools leave the platform out if an index lists different images rather than one image for several
         // platforms.
         if several && found.iter().any(|descriptor| descriptor.platform.is_some()) {
-            found.retain(Descriptor::is_for_host);
-            keep_variant(&mut found);
+            keep_platform(&mut found);
         }
         match (found.len(), tag) {
             (1, _) => Ok(found.remove(0)),
             (0, _) if several => error(format!("no manifest for linux/{}", host_architecture())),
-            (0, _) => error("there is no manifest".into()),
+            (0, _) => error(NO_IMAGE.into()),
             (_, None) => {
                 let tags = found.iter().filter_map(|descriptor| descriptor.annotation(REF_NAME));
                 error(several_images(tags, at.0, at.1))
@@ -402,9 +426,39 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, 
     if bytes.len() as u64 > MAX_JSON {
         return Err(too_large(what));
     }
-    serde_json::from_slice(bytes).map_err(|source| Error::Json { what: what.into(), source })
+    serde_json::from_slice(bytes).map_err(|error| Error::json(what, &error))
 }
 
 pub(crate) fn too_large(what: &str) -> Error {
     Error::Limit { what: format!("the size of {what}"), limit: MAX_JSON }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a layout with one image, the entries that say something of it are not other images.
+    #[test]
+    fn what_is_chosen_of_a_layout() {
+        let entry = |at: u8, more: &str| format!(r#"{{"digest":"{}","size":1{more}}}"#, Digest::of(&[at]));
+        let attests = r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
+        let unknown = r#","platform":{"os":"unknown","architecture":"unknown"}"#;
+        let other = r#","platform":{"os":"linux","architecture":"pdp11"}"#;
+        for (entries, chosen) in [
+            (vec![entry(0, ""), entry(1, attests)], Ok(0)),
+            (vec![entry(1, unknown), entry(0, "")], Ok(0)),
+            (vec![entry(1, other), entry(0, "")], Ok(0)),
+            (vec![entry(1, attests)], Err("there is no image in it")),
+            (vec![], Err("there is no image in it")),
+            (vec![entry(0, ""), entry(1, "")], Err("there are several images")),
+        ] {
+            let json = format!(r#"{{"manifests":[{}]}}"#, entries.join(","));
+            let index = Index::parse(json.as_bytes(), "x").unwrap();
+            match (index.choose("x", None, ("oci", Path::new("/x"))), chosen) {
+                (Ok(found), Ok(at)) => assert_eq!(found.digest, Digest::of(&[at]), "{json}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{json}: {error}"),
+                (found, _) => panic!("{json}: {found:?}"),
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ pub(crate) mod archive;
 pub(crate) mod compression;
 pub(crate) mod docker;
 pub(crate) mod few;
+mod json;
 pub(crate) mod manifest;
 pub(crate) mod oci;
 pub(crate) mod plain;

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::show;
 
 /// The prefixes of the default registry, to which names without a registry belong.
-const DEFAULT: [&str; 2] = ["docker.io/", "index.docker.io/"];
+const DEFAULT: [&str; 3] = ["docker.io/", "index.docker.io/", "registry-1.docker.io/"];
 /// File extensions of images, root file systems and apps.
 const FILES: [&str; 13] =
     ["tar", "tgz", "tzst", "txz", "tbz", "tbz2", "gz", "zst", "xz", "bz2", "zip", "img", "json"];
@@ -89,6 +89,7 @@ mod tests {
             "docker.io/library/busybox",
             "docker.io/library/busybox:latest",
             "index.docker.io/library/busybox:latest",
+            "registry-1.docker.io/library/busybox",
         ] {
             assert_eq!(short(name), "busybox", "{name}");
         }

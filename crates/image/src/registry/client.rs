@@ -1,16 +1,19 @@
 //! One registry, or one mirror of it: the documents that it gives, and its answers to what it refuses.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::io::Read as _;
 use std::time::Instant;
 
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use wardian_sys::text::{clip, tame};
 
 use super::document::{MANIFESTS, media_type};
+use super::name::LONGEST_TAG;
 use super::token::Access;
 use super::{Endpoint, ImageName, Login, challenge};
 use crate::bounds::stop::Stop;
@@ -26,12 +29,16 @@ use crate::remote::{
 
 /// The digest of a manifest, as a registry gives it (OCI distribution spec, "Pulling manifests").
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// The version of a registry's API, with which most say that they are one.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 /// The limit of requests, and what is left of it (docker hub, and others like it).
 const LIMITS: [&str; 2] = ["ratelimit-limit", "ratelimit-remaining"];
 /// How many pages of tags are read.
 const MAX_PAGES: usize = 1000;
 /// How many tags are kept.
 const MAX_TAGS: usize = 100_000;
+/// How many bytes all pages of tags may have together.
+const MAX_TAG_BYTES: usize = 16 << 20;
 /// How many tags are asked for at once.
 const PAGE: &str = "1000";
 
@@ -263,9 +270,7 @@ impl Registry {
         let path = format!("manifests/{reference}");
         let expected = digest.map(|digest| (digest, None));
         let (document, headers, location) = self.document(&path, MANIFESTS, expected, work)?;
-        if let Some(given) = given(&headers) {
-            same(&location.to_string(), &given, &document.digest)?;
-        }
+        agrees(&location, &headers, &document.digest)?;
         Ok(document)
     }
 
@@ -277,18 +282,30 @@ impl Registry {
     }
 
     /// Has the registry accept the login, by a request for its base (OCI distribution spec, "Determining Support").
-    /// Returns whether it has asked for one.
+    /// Returns whether it has asked for one. A server that asks for none must show by its answer that it is a registry: a
+    /// password is not kept for a web site.
     pub(super) fn greet(&self, work: Work<'_>) -> Result<bool, Error> {
         let location = self.at(self.scheme(work)?, "")?;
-        let mut tries = self.tries(work);
-        loop {
-            let ask = Ask { method: Method::GET, location: &location, part: None, accept: None };
-            match tries.ask(&ask) {
-                Ok(_) => return Ok(self.access.was_asked_for()),
-                Err(failure) => {
-                    tries.after(failure, &location).map_err(|error| self.access.not_accepted(error))?;
+        let no_registry = |why: String| {
+            let host = self.endpoint.host.clone();
+            Error::from(RegistryError::NoRegistry { host, why })
+        };
+        match self.document_at(location, "application/json", None, work) {
+            Ok((document, headers, location)) => {
+                let (asked, bytes) = (self.access.was_asked_for(), &document.bytes);
+                let is_one = asked || headers.contains_key(API_VERSION) || bytes.is_empty();
+                match is_one || serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
+                    true => Ok(asked),
+                    false => Err(no_registry(format!("what it gives at {location} is no JSON"))),
                 }
             }
+            Err(Error::Registry { source }) => Err(match *source {
+                RegistryError::NoManifest { .. } => {
+                    no_registry("it answers 404 to a request for /v2/".into())
+                }
+                source => self.access.not_accepted(source).into(),
+            }),
+            Err(error) => Err(error),
         }
     }
 
@@ -306,10 +323,9 @@ impl Registry {
             let ask = Ask { method: Method::HEAD, location: &location, part: None, accept: Some(MANIFESTS) };
             match tries.ask(&ask) {
                 Ok((_client, response)) => return Ok(given(response.headers())),
-                // Not every registry and proxy knows HEAD; GET is tried next, with all tries.
-                Err(Failure::Final(Error::Registry { source }))
-                    if matches!(*source, RegistryError::Answer { .. }) =>
-                {
+                // Not every registry and proxy knows HEAD, and those that do not answer anything to it; GET is tried next, with
+                // all tries.
+                Err(Failure::Final(Error::Registry { source })) if may_be_of_head(&source) => {
                     return Ok(None);
                 }
                 Err(failure) => tries.after(failure, &location)?,
@@ -323,32 +339,43 @@ impl Registry {
         let mut url = location.url().clone();
         url.query_pairs_mut().append_pair("n", PAGE);
         location = Location::of_url(url);
-        let limit = |limit: usize| Error::Limit {
-            what: format!("the number of tags of {}/{}", self.endpoint.host, self.endpoint.repository),
+        let repository = || format!("{}/{}", self.endpoint.host, self.endpoint.repository);
+        let limit = |what: &str, limit: usize| Error::Limit {
+            what: format!("{what} of tags of {}", repository()),
             limit: limit as u64,
         };
-        let mut all = Vec::new();
+        let (mut all, mut bytes, mut seen) = (Vec::new(), 0, HashSet::new());
         for _ in 0..MAX_PAGES {
+            seen.insert(location.url().clone());
             let (page, headers, at) = self.document_at(location, "application/json", None, work)?;
             let what = at.to_string();
             let corrupt = |why: &str| Error::Corrupt { what: what.clone(), why: why.to_owned() };
-            let tags: Tags = serde_json::from_slice(&page.bytes)
-                .map_err(|source| Error::Json { what: what.clone(), source })?;
-            all.extend(tags.tags.unwrap_or_default());
+            bytes += page.bytes.len();
+            if bytes > MAX_TAG_BYTES {
+                return Err(limit("the size of all pages", MAX_TAG_BYTES));
+            }
+            let tags: Tags =
+                serde_json::from_slice(&page.bytes).map_err(|error| Error::json(&what, &error))?;
+            let tags = tags.tags.unwrap_or_default();
+            if tags.iter().any(|tag| tag.len() > LONGEST_TAG) {
+                return Err(corrupt("a tag is longer than 128 bytes"));
+            }
+            all.extend(tags);
             if all.len() > MAX_TAGS {
-                return Err(limit(MAX_TAGS));
+                return Err(limit("the number", MAX_TAGS));
             }
             let Some(next) = text(&headers, &LINK).and_then(|link| next(&link)) else { return Ok(all) };
-            let url = at.url().join(&next).map_err(|_| corrupt("its next page has no valid address"))?;
-            if !at.has_origin_of(&url) {
-                return Err(corrupt("its next page is on another server"));
-            }
-            if url == *at.url() {
-                return Err(corrupt("its next page is itself"));
+            let next = at.url().join(&next).map_err(|_| corrupt("its next page has no valid address"))?;
+            // A registry behind a proxy may know itself by another address, as which it cannot be reached.
+            let mut url = at.url().clone();
+            url.set_path(next.path());
+            url.set_query(next.query());
+            if seen.contains(&url) || last(&url).is_some_and(|next| last(at.url()) == Some(next)) {
+                return Err(corrupt("its next page is one that was there before"));
             }
             location = Location::of_url(url);
         }
-        Err(limit(MAX_PAGES))
+        Err(limit("the number of pages", MAX_PAGES))
     }
 }
 
@@ -407,7 +434,8 @@ impl Authority for Registry {
         match status {
             StatusCode::TOO_MANY_REQUESTS => {
                 let remedy = self.access.remedy_of_limit();
-                RegistryError::RateLimit { host: from, limit: limit(&headers), said, remedy }.into()
+                let done = if self.access.pushes() { "pushed to" } else { "pulled from" };
+                RegistryError::RateLimit { host: from, done, limit: limit(&headers), said, remedy }.into()
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if own => {
                 self.access.denied(&self.endpoint.host, status, said)
@@ -423,7 +451,7 @@ impl Authority for Registry {
             StatusCode::NOT_FOUND if own && path.ends_with("/tags/list") => {
                 RegistryError::NoTags { host, repository: self.endpoint.repository.clone(), said }.into()
             }
-            StatusCode::NOT_FOUND if own => {
+            StatusCode::NOT_FOUND if own && !self.access.pushes() => {
                 let path = path
                     .trim_start_matches("/v2/")
                     .replacen("/manifests/", ":", 1)
@@ -435,8 +463,21 @@ impl Authority for Registry {
                 RegistryError::NoManifest { host, path, image, repository, said }.into()
             }
             status => {
+                let remedy = match status {
+                    _ if !self.access.pushes() => "",
+                    StatusCode::NOT_FOUND if path.contains("/manifests/") => {
+                        "; it does not have the repository any more, or a layer of the image: push it once more"
+                    }
+                    StatusCode::METHOD_NOT_ALLOWED => {
+                        "; it only reads, as one that is a mirror does: push to the registry that it is a mirror of"
+                    }
+                    StatusCode::PAYLOAD_TOO_LARGE => {
+                        "; a proxy in front of the registry limits the size of requests, and has to allow larger ones"
+                    }
+                    _ => "",
+                };
                 let (url, status) = (location.to_string(), status.as_u16());
-                let said = format!("{}{said}", to_wait(&headers));
+                let said = format!("{}{said}{remedy}", to_wait(&headers));
                 RegistryError::Answer { url, who, status, said }.into()
             }
         }
@@ -475,6 +516,36 @@ fn check_host(host: &str) -> Result<(), Error> {
 /// Returns the digest that a registry gives for a document; one of another algorithm is not compared.
 pub(super) fn given(headers: &HeaderMap) -> Option<Digest> {
     text(headers, &CONTENT_DIGEST)?.parse().ok()
+}
+
+/// Whether a document has the digest that a registry gives for it.
+///
+/// # Errors
+/// [`RegistryError::Header`].
+pub(super) fn agrees(location: &Location, headers: &HeaderMap, actual: &Digest) -> Result<(), Error> {
+    match given(headers).filter(|header| header != actual) {
+        None => Ok(()),
+        Some(header) => {
+            let (url, actual) = (location.to_string(), actual.clone());
+            Err(RegistryError::Header { url, header, actual }.into())
+        }
+    }
+}
+
+/// Whether an error may be the answer to HEAD alone: any but that of a login that is refused, or missing.
+fn may_be_of_head(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Denied { status, .. } => *status != 401,
+        RegistryError::Answer { .. } | RegistryError::NoManifest { .. } | RegistryError::Challenge { .. } => {
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Returns after which tag a page of tags begins.
+fn last(url: &Url) -> Option<Cow<'_, str>> {
+    url.query_pairs().find(|(name, _)| name == "last").map(|(_, last)| last)
 }
 
 /// Describes a limit of requests, for an error.

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::name::{DOCKER_HUB, ImageName, is_host};
+use super::files;
+use super::name::{DOCKER_HUB, ImageName, canonical, is_domain, is_host, split_port};
 use crate::error::show;
 use crate::format::reference::is_registry;
 
@@ -23,8 +24,6 @@ pub fn path() -> PathBuf {
 
 /// The host of Docker Hub's registry.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
-/// The most bytes of one file.
-const MOST: u64 = 4 << 20;
 
 /// Why the settings cannot be used, or a name cannot with them.
 #[derive(Debug, thiserror::Error)]
@@ -55,10 +54,12 @@ pub enum Error {
         what: String,
     },
     /// The operator has blocked the registry, or the part of it.
-    #[error("{name} is not fetched: `blocked = true` in {path} for {prefix}")]
+    #[error("{name} is not {done}: `blocked = true` in {path} for {prefix}")]
     Blocked {
-        /// The image.
+        /// The image, or the registry.
         name: String,
+        /// What was to be done: `fetched`, `pushed`, or `logged in to`.
+        done: &'static str,
         /// The prefix of the entry.
         prefix: String,
         /// The file that says so.
@@ -225,7 +226,9 @@ impl Registries {
     /// A file that cannot be read or used. A missing one is none.
     pub fn load(file: &Path) -> Result<Self, Error> {
         let mut found = Self { path: file.to_owned(), ..Self::default() };
-        let read = |path: &Path| read(path).map_err(|source| Error::Read { path: path.to_owned(), source });
+        let read = |path: &Path| {
+            files::text(path, |_| Ok(())).map_err(|source| Error::Read { path: path.to_owned(), source })
+        };
         // Whoever writes the main file says all of it: without the setting there, no registry is asked for short names.
         if let Some(text) = read(file)? {
             found.search.clear();
@@ -267,7 +270,8 @@ impl Registries {
             return Err(content(what.into()));
         }
         self.ignore(path, &written.rest);
-        if let Some(search) = written.unqualified_search_registries {
+        if let Some(mut search) = written.unqualified_search_registries {
+            search.iter_mut().for_each(trim);
             if let Some(bad) = search.iter().find(|host| !is_host(host)) {
                 let bad = show(bad.as_bytes());
                 return Err(content(format!("unqualified-search-registries: {bad} is no HOST or HOST:PORT")));
@@ -323,28 +327,34 @@ impl Registries {
 
     fn table(&mut self, path: &Path, written: WrittenTable) -> Result<Table, Error> {
         let content = |what: String| Error::Content { path: path.to_owned(), what };
-        let place = |text: &str| text.split('/').next().is_some_and(is_host) && !text.ends_with('/');
+        let place = |text: &str| text.split('/').next().is_some_and(is_host);
         self.ignore(path, &written.rest);
-        let prefix = if written.prefix.is_empty() { written.location.clone() } else { written.prefix };
+        let (mut prefix, mut location) = (written.prefix, written.location);
+        trim(&mut prefix);
+        trim(&mut location);
+        if prefix.is_empty() {
+            prefix.clone_from(&location);
+        }
         let shown = show(prefix.as_bytes());
         match prefix.strip_prefix("*.") {
-            Some(domain) if !is_host(domain) || domain.contains('/') => {
+            Some(domain) if !is_domain(domain) => {
                 return Err(content(format!("prefix {shown}: only a host may follow *.")));
             }
+            Some(_) => prefix = prefix.to_ascii_lowercase(),
             None if !place(&prefix) => {
                 return Err(content(format!(
                     "a [[registry]] has the prefix {shown}, which begins with no host"
                 )));
             }
-            _ => {}
+            None => prefix = of_canonical(&prefix),
         }
-        let location = written.location;
         if !location.is_empty() && !place(&location) || has_tag(&location) || location.contains('@') {
             return Err(content(format!("location of {shown}: {} is no place", show(location.as_bytes()))));
         }
         let mut mirrors = Vec::new();
-        for mirror in written.mirrors {
+        for mut mirror in written.mirrors {
             self.ignore(path, &mirror.rest);
+            trim(&mut mirror.location);
             if !place(&mirror.location) || has_tag(&mirror.location) || mirror.location.contains('@') {
                 let bad = show(mirror.location.as_bytes());
                 return Err(content(format!("a mirror of {shown}: {bad} is no place")));
@@ -361,6 +371,7 @@ impl Registries {
             mirrors.push(Mirror { location: mirror.location, insecure: mirror.insecure, pull });
         }
         let (insecure, blocked) = (written.insecure, written.blocked);
+        let location = of_canonical(&location);
         Ok(Table { prefix, location, insecure, blocked, mirrors, path: path.to_owned() })
     }
 
@@ -398,30 +409,23 @@ impl Registries {
     /// [`Error::Blocked`].
     pub fn endpoints(&self, name: &ImageName) -> Result<Vec<Endpoint>, Error> {
         let full = name.to_string();
-        let table = self.tables.iter().filter_map(|table| Some((matched(&full, &table.prefix)?, table)));
-        let own = || {
-            let host = name.registry();
-            self.endpoint(host, name.repository().to_owned(), false)
-        };
-        let Some((_, table)) = table.max_by_key(|(_, table)| table.prefix.len()) else {
+        self.check(name.registry(), &full, || full.clone(), "fetched")?;
+        let own = || self.endpoint(name.registry(), name.repository().to_owned(), false);
+        let Some((end, table)) = self.entry(&full) else {
             return Ok(vec![own()]);
         };
-        if table.blocked {
-            let (prefix, path) = (table.prefix.clone(), table.path.clone());
-            return Err(Error::Blocked { name: full, prefix, path });
-        }
         let place = name.without_tag();
         // What the location takes the place of; a prefix may include a tag.
-        let rest = match matched(&full, &table.prefix) {
-            Some(end) => place.get(end..).unwrap_or_default(),
-            None => "",
-        };
+        let rest = place.get(end..).unwrap_or_default();
+        let tag = full.get(place.len()..).unwrap_or_default();
         let at = |location: &str, insecure: bool| {
-            let place = format!("{location}{rest}");
+            let place = of_canonical(&format!("{location}{rest}"));
             let (host, repository) = place.split_once('/').unwrap_or((&place, ""));
+            // What is blocked by its own name is so by this one.
+            self.check(host, &format!("{place}{tag}"), || format!("{full}, from {place},"), "fetched")?;
             let library = host == DOCKER_HUB && !repository.contains('/');
             let repository = if library { format!("library/{repository}") } else { repository.to_owned() };
-            self.endpoint(host, repository, insecure)
+            Ok(self.endpoint(host, repository, insecure))
         };
         let wanted = |mirror: &&Mirror| match mirror.pull {
             Pull::All => true,
@@ -429,12 +433,40 @@ impl Registries {
             Pull::TagOnly => name.digest().is_none(),
         };
         let mirrors = table.mirrors.iter().filter(wanted).map(|mirror| at(&mirror.location, mirror.insecure));
-        let mut all: Vec<_> = mirrors.collect();
+        let mut all = mirrors.collect::<Result<Vec<_>, Error>>()?;
         all.push(match table.location.is_empty() {
             true => Endpoint { insecure: table.insecure || own().insecure, ..own() },
-            false => at(&table.location, table.insecure),
+            false => at(&table.location, table.insecure)?,
         });
         Ok(all)
+    }
+
+    /// Returns the entry of the longest prefix of a full name, and where the prefix ends.
+    fn entry(&self, full: &str) -> Option<(usize, &Table)> {
+        let found = self.tables.iter().filter_map(|table| Some((matched(full, &table.prefix)?, table)));
+        found.max_by_key(|(_, table)| table.prefix.len())
+    }
+
+    /// Fails if a full name of this registry is blocked. The port of https may be left out of either.
+    fn check(
+        &self,
+        registry: &str,
+        full: &str,
+        name: impl FnOnce() -> String,
+        done: &'static str,
+    ) -> Result<(), Error> {
+        let blocked = |full: &str| self.entry(full).map(|(_, table)| table).filter(|table| table.blocked);
+        let with_port = || {
+            let rest = full.strip_prefix(registry).filter(|_| split_port(registry).1.is_none())?;
+            blocked(&format!("{registry}:443{rest}"))
+        };
+        match blocked(full).or_else(with_port) {
+            None => Ok(()),
+            Some(table) => {
+                let (prefix, path) = (table.prefix.clone(), table.path.clone());
+                Err(Error::Blocked { name: name(), done, prefix, path })
+            }
+        }
     }
 
     /// Returns where the image is pushed to, which is its registry itself: what is at another place is a copy.
@@ -442,20 +474,26 @@ impl Registries {
     /// # Errors
     /// [`Error::Blocked`].
     pub fn own_endpoint(&self, name: &ImageName) -> Result<Endpoint, Error> {
-        let own = self.endpoint(name.registry(), name.repository().to_owned(), false);
-        // The last one is insecure because of its location, which may be elsewhere.
-        let last = self.endpoints(name)?.pop();
-        Ok(last
-            .filter(|last| last.host == own.host)
-            .map_or(own.clone(), |last| Endpoint { insecure: last.insecure, ..own }))
+        let (full, registry) = (name.to_string(), name.registry());
+        self.check(registry, &full, || full.clone(), "pushed")?;
+        // An entry may be insecure because of its location, which may be elsewhere.
+        let insecure = self.entry(&full).is_some_and(|(_, table)| {
+            let host = table.location.split('/').next().unwrap_or_default();
+            table.insecure && (host.is_empty() || canonical(host) == registry)
+        });
+        Ok(self.endpoint(registry, name.repository().to_owned(), insecure))
     }
 
-    /// Returns a registry without a repository.
-    pub(crate) fn bare_endpoint(&self, registry: &str) -> Endpoint {
+    /// Returns a registry without a repository, to log in to.
+    ///
+    /// # Errors
+    /// [`Error::Blocked`].
+    pub(crate) fn bare_endpoint(&self, registry: &str) -> Result<Endpoint, Error> {
+        self.check(registry, registry, || registry.to_owned(), "logged in to")?;
         let of_registry =
             |table: &&Table| table.prefix == registry && ["", registry].contains(&table.location.as_str());
         let insecure = self.tables.iter().find(of_registry).is_some_and(|table| table.insecure);
-        self.endpoint(registry, String::new(), insecure)
+        Ok(self.endpoint(registry, String::new(), insecure))
     }
 
     fn endpoint(&self, host: &str, repository: String, insecure: bool) -> Endpoint {
@@ -465,35 +503,30 @@ impl Registries {
 }
 
 /// Returns where the match of the prefix ends in the full name; `None` if it does not match. It matches whole parts
-/// only.
+/// only; `*.domain` all hosts below it, whatever their port, before which it ends (containers/image,
+/// `refMatchingSubdomainPrefix`).
 fn matched(full: &str, prefix: &str) -> Option<usize> {
     let Some(domain) = prefix.strip_prefix('*') else {
         let rest = full.strip_prefix(prefix)?;
         return (rest.is_empty() || rest.starts_with(['/', ':', '@'])).then_some(prefix.len());
     };
-    let host = full.split('/').next().unwrap_or_default();
+    let (host, _) = split_port(full.split('/').next().unwrap_or_default());
     host.strip_suffix(domain).is_some_and(|sub| !sub.is_empty()).then_some(host.len())
+}
+
+/// Takes the slashes off the end of a place, as containers/image does.
+fn trim(place: &mut String) {
+    place.truncate(place.trim_end_matches('/').len());
+}
+
+/// Returns a place whose registry has its one name.
+fn of_canonical(place: &str) -> String {
+    let (registry, rest) = place.split_at(place.find('/').unwrap_or(place.len()));
+    format!("{}{rest}", canonical(registry))
 }
 
 fn has_tag(place: &str) -> bool {
     place.split_once('/').is_some_and(|(_, path)| path.contains(':'))
-}
-
-/// Reads a text file; `None` if it is missing.
-fn read(path: &Path) -> io::Result<Option<String>> {
-    let file = match fs::File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
-    let mut text = String::new();
-    file.take(MOST + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MOST {
-        return Err(io::Error::other("it is larger than 4 MiB"));
-    }
-    Ok(Some(text))
 }
 
 /// Returns the `*.conf` files of the directory beside the main file, in the order of their names.
@@ -625,6 +658,94 @@ mod tests {
         assert!(matches!(blocked, Err(Error::Blocked { .. })));
         let unblocked = of(&[text, "[[registry]]\nlocation = \"example.com/foo/secret\"\n"]).unwrap();
         assert_eq!(places(&unblocked, "example.com/foo/secret"), ["example.com/foo/secret"]);
+    }
+
+    /// A blocked registry is blocked by whatever name it is reached.
+    #[test]
+    fn what_is_blocked() {
+        let is_blocked = |found: &Registries, text: &str| {
+            let name = ImageName::parse(text).unwrap();
+            let pulled = matches!(found.endpoints(&name), Err(Error::Blocked { .. }));
+            let pushed = matches!(found.own_endpoint(&name), Err(Error::Blocked { .. }));
+            assert_eq!(pulled, pushed, "{text}");
+            let login = matches!(found.bare_endpoint(name.registry()), Err(Error::Blocked { .. }));
+            assert_eq!(pulled, login, "{text}");
+            pulled
+        };
+        for (prefix, names, others) in [
+            (
+                "*.evil.example",
+                &["a.evil.example/x", "a.evil.example:5000/x", "A.b.Evil.example:1/x"][..],
+                &["evil.example/x", "notevil.example:5000/x", "b.example/a.evil.example/x"][..],
+            ),
+            ("*.Evil.Example", &["a.evil.example/x"], &[]),
+            ("*.0.0.1", &["127.0.0.1:5000/x"], &[]),
+            ("Evil.Example", &["evil.example/x", "evil.example:5000/x"], &["evil.example.org/x"]),
+            ("evil.example:443", &["evil.example/x", "evil.example:443/x"], &["evil.example:5000/x"]),
+            ("[::1]:5000", &["[0:0::1]:5000/x"], &["[::1]/x"]),
+            (
+                "docker.io",
+                &[
+                    "alpine",
+                    "index.docker.io/library/alpine",
+                    "registry-1.docker.io/library/alpine",
+                    "docker.io:443/a/b",
+                ],
+                &["quay.io/a"],
+            ),
+            ("registry-1.docker.io", &["alpine", "docker.io/a/b"], &[]),
+        ] {
+            let found = of(&[&format!("[[registry]]\nprefix = \"{prefix}\"\nblocked = true\n")]).unwrap();
+            for name in names {
+                assert!(is_blocked(&found, name), "{prefix} {name}");
+            }
+            for name in others {
+                assert!(!is_blocked(&found, name), "{prefix} {name}");
+            }
+        }
+        // What is blocked is not reached by a name that leads there either, and may still be left out of a push.
+        for place in
+            ["location = \"evil.example:5000\"", "[[registry.mirror]]\nlocation = \"Evil.example:5000/y\""]
+        {
+            let text = format!(
+                "[[registry]]\nprefix = \"evil.example\"\nblocked = true\n[[registry]]\nprefix = \"r.x\"\n{place}\n"
+            );
+            let (found, name) = (of(&[&text]).unwrap(), ImageName::parse("r.x/a").unwrap());
+            let error = found.endpoints(&name).unwrap_err().to_string();
+            assert!(
+                error.contains("r.x/a:latest, from evil.example:5000/") && error.contains("not fetched"),
+                "{error}"
+            );
+            assert_eq!(found.own_endpoint(&name).unwrap().host, "r.x");
+        }
+        let found = of(&["[[registry]]\nlocation = \"r.x\"\nblocked = true\n"]).unwrap();
+        let pushed = found.own_endpoint(&ImageName::parse("r.x/a").unwrap()).unwrap_err().to_string();
+        assert!(pushed.starts_with("r.x/a:latest is not pushed: "), "{pushed}");
+        let login = found.bare_endpoint("r.x").unwrap_err().to_string();
+        assert!(login.starts_with("r.x is not logged in to: "), "{login}");
+    }
+
+    /// The port that a prefix `*.domain` leaves over belongs to the location.
+    #[test]
+    fn ports_of_wildcards() {
+        let found = of(&["[[registry]]\nprefix = \"*.a.x\"\nlocation = \"b.x\"\n"]).unwrap();
+        assert_eq!(places(&found, "r.a.x:5000/i"), ["b.x:5000/i"]);
+        assert_eq!(places(&found, "r.a.x/i"), ["b.x/i"]);
+    }
+
+    #[test]
+    fn slashes_at_the_end() {
+        let text = "unqualified-search-registries = [\"a.x/\"]\n[[registry]]\nprefix = \"hub.x/\"\n\
+                    location = \"b.x:5000/\"\n[[registry.mirror]]\nlocation = \"c.x/team/\"\n";
+        let found = of(&[text]).unwrap();
+        assert_eq!(names(&found, "tool"), ["a.x/tool:latest"]);
+        assert_eq!(places(&found, "hub.x/i"), ["c.x/team/i", "b.x:5000/i"]);
+    }
+
+    #[test]
+    fn a_file_that_is_null_says_nothing() {
+        let found = Registries::load(Path::new("/dev/null")).unwrap();
+        assert_eq!(places(&found, "a.x/i"), ["a.x/i"]);
     }
 
     #[test]

@@ -1,21 +1,23 @@
 //! Logins at registries: the files and the helper programs of docker and podman (containers-auth.json(5), docker's
 //! `config.json`, the protocol of docker-credential-helpers).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use wardian_sys::program::Program;
 
-use super::name::{DOCKER_HUB, is_host};
+use super::files;
+use super::name::{DOCKER_HUB, canonical, is_host, without_account};
 use crate::error::show;
 
 /// Wardian's own file of logins, which a server and all commands read first.
@@ -28,8 +30,8 @@ const DOCKER_HUB_URL: &str = "https://index.docker.io/v1/";
 const TOKEN: &str = "<token>";
 /// How long a helper may take: it may ask a service of a cloud.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The most bytes of one file.
-const MOST: u64 = 4 << 20;
+/// The users of the host, which say where this one's home is, where the environment does not.
+const USERS: &str = "/etc/passwd";
 
 /// Why a login cannot be found or kept. Nothing of a secret is in it.
 #[derive(Debug, thiserror::Error)]
@@ -80,21 +82,28 @@ pub enum Error {
         helper: String,
     },
     /// A helper could not be run.
-    #[error("the credential helper for {registry}: {source}")]
+    #[error(
+        "the credential helper for {registry}, which {path} asks for: {source}; install it into a directory of PATH, or \
+         take it out of that file (credsStore, credHelpers) and log in: `wardian image login {registry}`"
+    )]
     Run {
+        /// The file that names it.
+        path: PathBuf,
         /// The registry.
         registry: String,
         /// Why.
         source: wardian_sys::program::Error,
     },
     /// A helper has failed.
-    #[error("the credential helper {helper} for {registry} has failed: {said}")]
+    #[error("the credential helper {helper} for {registry}, which {path} asks for, has failed: {said}")]
     Failed {
         /// The program.
         helper: String,
+        /// The file that names it.
+        path: PathBuf,
         /// The registry.
         registry: String,
-        /// What it said.
+        /// What it said on its standard error.
         said: String,
     },
     /// The text is no registry.
@@ -136,29 +145,34 @@ pub struct Credentials {
     env: Option<Vec<(String, String)>>,
 }
 
+/// What is null is not there: some writers leave it so.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
-    #[serde(default)]
-    auths: BTreeMap<String, Entry>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
+    auths: BTreeMap<String, Option<Entry>>,
+    #[serde(default, deserialize_with = "or_null")]
+    cred_helpers: BTreeMap<String, Option<String>>,
+    #[serde(default, deserialize_with = "or_null")]
     creds_store: String,
 }
 
 #[derive(Default, Deserialize)]
 struct Entry {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     auth: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     username: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     password: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     identitytoken: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     registrytoken: String,
+}
+
+fn or_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 impl fmt::Debug for Entry {
@@ -179,26 +193,12 @@ struct Spoken {
 
 impl Credentials {
     /// The file that [`VARIABLE`] names, alone; without it [`FILE`], and after it those of podman
-    /// (`$XDG_RUNTIME_DIR/containers/auth.json`, by default below `/run/containers/0`, and
-    /// `$XDG_CONFIG_HOME/containers/auth.json`) and docker (`$DOCKER_CONFIG/config.json`).
+    /// (`$XDG_RUNTIME_DIR/containers/auth.json`, `/run/containers/UID/auth.json`, and
+    /// `$XDG_CONFIG_HOME/containers/auth.json`) and docker (`$DOCKER_CONFIG/config.json`). A service has neither
+    /// `XDG_RUNTIME_DIR` nor `HOME`, and reads the same ones as the commands of its user.
     pub fn of_host() -> Self {
-        let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        if let Some(only) = var(VARIABLE) {
-            return Self::of(vec![only]);
-        }
-        let home = var("HOME");
-        let below = |dir: &str| home.as_ref().map(|home| home.join(dir));
-        let runtime = var("XDG_RUNTIME_DIR").unwrap_or_else(|| "/run/containers/0".into());
-        let runtime = if runtime.ends_with("containers/0") { runtime } else { runtime.join("containers") };
-        let config =
-            var("XDG_CONFIG_HOME").or_else(|| below(".config")).map(|dir| dir.join("containers/auth.json"));
-        let docker = var("DOCKER_CONFIG").or_else(|| below(".docker")).map(|dir| dir.join("config.json"));
-        Self::of(
-            [Some(FILE.into()), Some(runtime.join("auth.json")), config, docker]
-                .into_iter()
-                .flatten()
-                .collect(),
-        )
+        let users = || std::fs::read_to_string(USERS).unwrap_or_default();
+        Self::of(places(|name| std::env::var_os(name), rustix::process::geteuid().as_raw(), users))
     }
 
     /// These files, of which the first is written.
@@ -214,9 +214,8 @@ impl Credentials {
     pub fn find(&self, registry: &str, repository: &str) -> Result<Option<Login>, Error> {
         for path in &self.files {
             let Some(file) = read(path)? else { continue };
-            let helper =
-                file.cred_helpers.iter().find(|(key, _)| host_of(key) == registry).map(|(_, name)| name);
-            if let Some(name) = helper {
+            let mut helpers = file.cred_helpers.iter().filter(|(key, _)| host_of(key) == registry);
+            if let Some(name) = helpers.find_map(|(_, name)| name.as_ref()) {
                 if let Some(login) = self.ask(path, name, registry)? {
                     return Ok(Some(login));
                 }
@@ -227,7 +226,9 @@ impl Credentials {
                 // Several spellings of one registry may stand beside each other; one that is empty says that a helper
                 // has it.
                 for (key, entry) in file.auths.iter().filter(|(key, _)| key_of(key) == place) {
-                    if let Some(login) = entry.login(path, key)? {
+                    if let Some(entry) = entry
+                        && let Some(login) = entry.login(path, key)?
+                    {
                         return Ok(Some(login));
                     }
                 }
@@ -250,7 +251,7 @@ impl Credentials {
     /// # Errors
     /// The file cannot be read or written; the text is no registry.
     pub fn keep(&self, registry: &str, login: &Login) -> Result<(), Error> {
-        let registry = checked(registry)?;
+        let registry = &*checked(registry)?;
         let entry = match login {
             Login::Basic { user, password } => {
                 json!({ "auth": BASE64_STANDARD.encode(format!("{user}:{password}")) })
@@ -272,7 +273,10 @@ impl Credentials {
     /// # Errors
     /// As [`Credentials::keep`].
     pub fn forget(&self, registry: &str) -> Result<bool, Error> {
-        let registry = checked(registry)?;
+        let registry = &*checked(registry)?;
+        if text(self.own())?.is_none() {
+            return Ok(false);
+        }
         self.change(|auths| {
             let before = auths.len();
             auths.retain(|key, _| key_of(key) != registry);
@@ -302,19 +306,27 @@ impl Credentials {
             input: server.as_bytes(),
             patience: PATIENCE,
         };
-        let output = program.run().map_err(|source| Error::Run { registry: registry.to_owned(), source })?;
-        let out = String::from_utf8_lossy(&output.out);
+        let (registry, asking) = (registry.to_owned(), path.to_owned());
+        let output = match program.run() {
+            Ok(output) => output,
+            Err(source) => return Err(Error::Run { path: asking, registry, source }),
+        };
+        let failed = |said: String| Error::Failed { helper, path: asking, registry, said };
         if !output.status.success() {
             // The protocol has no other way to say it.
-            if out.contains("credentials not found") {
+            if String::from_utf8_lossy(&output.out).contains("credentials not found") {
                 return Ok(None);
             }
-            let said = show(if out.trim().is_empty() { output.said.trim() } else { out.trim() }.as_bytes());
-            return Err(Error::Failed { helper, registry: registry.to_owned(), said });
+            // Its standard output may be the login.
+            return Err(failed(match output.said.trim() {
+                said if said.is_empty() || said.to_ascii_lowercase().contains("secret\"") => {
+                    format!("{}, and what it says is no text to be shown", output.status)
+                }
+                said => show(said.as_bytes()),
+            }));
         }
         let Ok(spoken) = serde_json::from_slice::<Spoken>(&output.out) else {
-            let said = "what it prints is no login".to_owned();
-            return Err(Error::Failed { helper, registry: registry.to_owned(), said });
+            return Err(failed("what it prints is no login".to_owned()));
         };
         Ok(Some(match spoken.username.as_str() {
             TOKEN => Login::Identity(spoken.secret),
@@ -324,11 +336,17 @@ impl Credentials {
 
     fn change(&self, change: impl FnOnce(&mut Map<String, Value>) -> bool) -> Result<bool, Error> {
         let path = self.own();
+        let failed = |source| Error::Write { path: path.into(), source };
+        let target = files::target(path).map_err(failed)?;
+        let _lock = files::lock(&target).map_err(failed)?;
         let mut whole: Map<String, Value> = match text(path)? {
             Some(text) => parse(path, &text)?,
             None => Map::new(),
         };
-        let auths = whole.entry("auths").or_insert_with(|| json!({}));
+        let auths = whole.entry("auths").or_insert(Value::Null);
+        if auths.is_null() {
+            *auths = json!({});
+        }
         let Some(auths) = auths.as_object_mut() else {
             return Err(Error::Entry { path: path.into(), key: "auths".into(), why: "it is no object" });
         };
@@ -336,9 +354,42 @@ impl Credentials {
             return Ok(false);
         }
         let text = format!("{:#}\n", Value::Object(whole));
-        write(path, &text).map_err(|source| Error::Write { path: path.into(), source })?;
+        files::write(&target, &text).map_err(failed)?;
         Ok(true)
     }
+}
+
+/// Returns the files of logins of a user, of whom `users`, the text of `/etc/passwd`, tells the home.
+fn places(
+    var: impl Fn(&str) -> Option<std::ffi::OsString>,
+    uid: u32,
+    users: impl FnOnce() -> String,
+) -> Vec<PathBuf> {
+    let var = |name| var(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(only) = var(VARIABLE) {
+        return vec![only];
+    }
+    let home = var("HOME").or_else(|| home_of(uid, &users()));
+    let below = |dir: &str| home.as_ref().map(|home| home.join(dir));
+    let own: PathBuf = format!("/run/containers/{uid}").into();
+    let runtime = var("XDG_RUNTIME_DIR").map(|dir| if dir == own { dir } else { dir.join("containers") });
+    let config = var("XDG_CONFIG_HOME").or_else(|| below(".config")).map(|dir| dir.join("containers"));
+    let docker = var("DOCKER_CONFIG").or_else(|| below(".docker")).map(|dir| dir.join("config.json"));
+    let podman = [runtime, Some(own), config].into_iter().flatten().map(|dir| dir.join("auth.json"));
+    let mut all: Vec<_> = [FILE.into()].into_iter().chain(podman).chain(docker).collect();
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|path| seen.insert(path.clone()));
+    all
+}
+
+/// Returns the home of a user (passwd(5)).
+fn home_of(uid: u32, users: &str) -> Option<PathBuf> {
+    let found = users.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        (fields.get(2)?.parse() == Ok(uid)).then(|| fields.get(5).copied()).flatten()
+    });
+    let root = (uid == 0).then_some("/root");
+    found.filter(|home| home.starts_with('/')).or(root).map(PathBuf::from)
 }
 
 impl Entry {
@@ -368,32 +419,32 @@ impl Entry {
 }
 
 /// Returns the place of an entry's key: `host[/path]`, without the scheme and the version that docker writes.
-fn key_of(key: &str) -> &str {
+fn key_of(key: &str) -> Cow<'_, str> {
     let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
-    let place = match bare {
-        // docker's addresses: only the host counts.
-        Some(rest) => rest.split('/').next().unwrap_or(rest),
-        None => key.trim_end_matches('/'),
-    };
-    match place {
-        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB,
-        place => place,
+    let has_version = key.split_once('/').is_some_and(|(_, version)| matches!(version, "v1/" | "v2/"));
+    let rest = bare.unwrap_or(key).trim_end_matches('/');
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    // docker's addresses: only the host counts.
+    let path = if bare.is_some() || has_version { "" } else { path };
+    match canonical(host) {
+        host if path.is_empty() => host,
+        host => format!("{host}{path}").into(),
     }
 }
 
-fn host_of(key: &str) -> &str {
+fn host_of(key: &str) -> String {
     let place = key_of(key);
-    place.split('/').next().unwrap_or(place)
+    place.split('/').next().unwrap_or_default().to_owned()
 }
 
 /// Returns the name of a registry in files of logins: without the scheme and the version that docker writes.
 ///
 /// # Errors
 /// The text is no registry.
-pub(crate) fn checked(registry: &str) -> Result<&str, Error> {
+pub(crate) fn checked(registry: &str) -> Result<Cow<'_, str>, Error> {
     let host = key_of(registry);
-    if !is_host(host) {
-        return Err(Error::Registry { text: show(registry.as_bytes()) });
+    if !is_host(&host) {
+        return Err(Error::Registry { text: show(without_account(registry).as_bytes()) });
     }
     Ok(host)
 }
@@ -416,44 +467,27 @@ fn parse<T: serde::de::DeserializeOwned + Default>(path: &Path, text: &str) -> R
 
 /// Reads a file; `None` if it is missing.
 fn text(path: &Path) -> Result<Option<String>, Error> {
-    let read = || -> io::Result<String> {
-        let file = fs::File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        let mut text = String::new();
-        file.take(MOST + 1).read_to_string(&mut text)?;
-        match text.len() as u64 > MOST {
-            true => Err(io::Error::other("it is larger than 4 MiB")),
-            false => Ok(text),
-        }
-    };
-    match read() {
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        text => text.map(Some).map_err(|source| Error::Read { path: path.into(), source }),
-    }
+    let check = |found: &Metadata| trusted(found.uid(), found.mode(), rustix::process::geteuid().as_raw());
+    files::text(path, check).map_err(|source| Error::Read { path: path.into(), source })
 }
 
-/// Replaces a file by one that only its owner may read; a reader sees the old or the new one.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    // Of a link the target is replaced, as the one who made it expects.
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let new = dir.join(format!(".{name}.{}.{:x}", std::process::id(), fastrand::u64(..)));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    let done =
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_data()).and_then(|()| fs::rename(&new, path));
-    if done.is_err() {
-        let _ = fs::remove_file(&new);
+/// Whether a user may read logins in a file with this owner and mode: another user could have root run a program of their
+/// choice as a helper, or fetch from a registry of theirs as somebody.
+fn trusted(owner: u32, mode: u32, reader: u32) -> io::Result<()> {
+    let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned()));
+    match reader {
+        0 if owner != 0 => {
+            refused(&format!("it belongs to user {owner}, and root reads none but its own: `chown root` it"))
+        }
+        0 if mode & 0o022 != 0 => refused("others than its owner may write it: `chmod go-w` it"),
+        _ => Ok(()),
     }
-    done
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     fn encoded(text: &str) -> String {
@@ -521,12 +555,21 @@ mod tests {
         script("none", "echo credentials not found in native keychain; exit 1");
         script("broken", "echo out of order >&2; exit 1");
         script("odd", "echo hello");
+        script("leaky", r#"echo '{"Username":"u","Secret":"s3cr3t"}'; exit 1"#);
+        script("loud", r#"echo '{"Username":"u","Secret":"s3cr3t"}' >&2; exit 1"#);
         let of_all = |name: &str| asking(&json!({ "credsStore": name }).to_string());
         assert_eq!(of_all("user").unwrap(), basic("u", "p"));
         assert_eq!(of_all("token").unwrap(), Some(Login::Identity("get r.x".into())));
         assert_eq!(of_all("none").unwrap(), None);
         assert!(of_all("broken").unwrap_err().to_string().contains("out of order"));
         assert!(matches!(of_all("odd"), Err(Error::Failed { .. })));
+        for name in ["leaky", "loud"] {
+            let error = of_all(name).unwrap_err().to_string();
+            assert!(
+                error.contains(".json") && error.contains("exit status: 1") && !error.contains("s3cr3t"),
+                "{error}"
+            );
+        }
         // That of the registry comes before the entry, and the entry before that of all.
         let auth = encoded("e:f");
         let both = json!({ "credHelpers": { "r.x": "user" }, "auths": { "r.x": { "auth": auth } } });
@@ -539,7 +582,10 @@ mod tests {
             assert!(matches!(found.find("r.x", "a"), Err(Error::Name { .. })), "{name:?}");
         }
         let (_dir, found) = with(&[r#"{"credHelpers":{"https://r.x":"wardian-has-none"}}"#]);
-        assert!(matches!(found.find("r.x", "a"), Err(Error::Run { .. })));
+        let error = found.find("r.x", "a").unwrap_err().to_string();
+        for part in ["0.json", "docker-credential-wardian-has-none", "credHelpers", "image login r.x"] {
+            assert!(error.contains(part), "{error}");
+        }
         assert_eq!(found.find("other.x", "a").unwrap(), None);
     }
 
@@ -563,10 +609,124 @@ mod tests {
         found.keep("b.x", &Login::Identity("i".into())).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("psFormat") && text.contains("a.x"), "{text}");
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        for bad in ["", "a/b c", "-x", "a b"] {
-            assert!(found.keep(bad, &Login::Identity("i".into())).is_err(), "{bad}");
+        let names = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, [".auth.json.lock", "auth.json"]);
+        for bad in ["", "a/b c", "-x", "a b", "127.1", "u:s3cr3t@r.x", "u:s3cr3t@r.x/app"] {
+            let error = found.keep(bad, &Login::Identity("i".into())).unwrap_err().to_string();
+            assert!(!error.contains("s3cr3t"), "{error}");
         }
+        fs::write(&path, r#"{"auths":null}"#).unwrap();
+        found.keep("b.x", &Login::Identity("i".into())).unwrap();
+        assert!(found.find("b.x", "").unwrap().is_some());
+        // Nothing is made where nothing is to be forgotten.
+        let none = Credentials::of(vec![dir.path().join("none/auth.json")]);
+        assert!(!none.forget("r.x").unwrap() && !dir.path().join("none").exists());
+    }
+
+    #[test]
+    fn of_logins_at_the_same_time_all_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth.json");
+        std::thread::scope(|scope| {
+            for at in 0..16 {
+                let path = path.clone();
+                scope.spawn(move || {
+                    Credentials::of(vec![path])
+                        .keep(&format!("r{at}.x"), &Login::Identity("i".into()))
+                        .unwrap();
+                });
+            }
+        });
+        let found = Credentials::of(vec![path]);
+        for at in 0..16 {
+            assert!(found.find(&format!("r{at}.x"), "").unwrap().is_some(), "{at}");
+        }
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, target) = (dir.path().join("auth.json"), dir.path().join("real/logins.json"));
+        std::os::unix::fs::symlink("real/logins.json", &link).unwrap();
+        let found = Credentials::of(vec![link.clone()]);
+        for registry in ["a.x", "b.x"] {
+            found.keep(registry, &Login::Identity("i".into())).unwrap();
+            assert!(link.is_symlink() && fs::read_to_string(&target).unwrap().contains(registry));
+        }
+    }
+
+    #[test]
+    fn whose_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth.json");
+        let found = Credentials::of(vec![path.clone()]);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(found.find("r.x", "").unwrap_err().to_string().contains("it is no file"));
+        assert!(found.keep("r.x", &Login::Identity("i".into())).is_err());
+        for (owner, mode, reader, why) in [
+            (0, 0o600, 0, ""),
+            (0, 0o644, 0, ""),
+            (0, 0o660, 0, "chmod go-w"),
+            (0, 0o602, 0, "chmod go-w"),
+            (1000, 0o600, 0, "belongs to user 1000"),
+            (1000, 0o600, 1000, ""),
+            (0, 0o666, 1000, ""),
+        ] {
+            let said =
+                trusted(owner, mode, reader).map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(
+                said.contains(why) && said.is_empty() == why.is_empty(),
+                "{owner} {mode:o} {reader}: {said}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_null_is_absent() {
+        let auth = encoded("e:f");
+        for text in [
+            json!({ "auths": { "other.x": null, "r.x": { "auth": auth, "identitytoken": null } }, "credHelpers": null }),
+            json!({ "auths": { "r.x": { "auth": auth } }, "credHelpers": { "r.x": null }, "credsStore": null }),
+            json!({ "auths": { "r.x/v1/": { "auth": auth } } }),
+            json!({ "auths": { "R.x/v2/": { "auth": auth } } }),
+        ] {
+            let (_dir, found) = with(&[&text.to_string()]);
+            assert_eq!(found.find("r.x", "a").unwrap(), basic("e", "f"), "{text}");
+        }
+        let (_dir, found) = with(&[r#"{"auths":null,"credHelpers":null,"credsStore":null}"#]);
+        assert_eq!(found.find("r.x", "a").unwrap(), None);
+    }
+
+    /// The server, which has neither `HOME` nor `XDG_RUNTIME_DIR`, reads the same files as commands do.
+    #[test]
+    fn where_logins_are() {
+        let users = "root:x:0:0:root:/root:/bin/sh\nu:x:1000:1000:,,,:/home/u:/bin/sh\nodd:x:7:7\n";
+        let found = |vars: &[(&str, &str)], uid| -> Vec<String> {
+            let var = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+            places(var, uid, || users.to_owned()).iter().map(|path| path.display().to_string()).collect()
+        };
+        let root = [
+            FILE,
+            "/run/containers/0/auth.json",
+            "/root/.config/containers/auth.json",
+            "/root/.docker/config.json",
+        ];
+        assert_eq!(found(&[], 0), root);
+        assert_eq!(found(&[("HOME", "/root"), ("XDG_RUNTIME_DIR", "/run/containers/0")], 0), root);
+        let session = found(&[("HOME", "/root"), ("XDG_RUNTIME_DIR", "/run/user/0")], 0);
+        assert_eq!(session[..2], [FILE, "/run/user/0/containers/auth.json"]);
+        assert_eq!(session[2..], root[1..]);
+        assert_eq!(found(&[], 1000)[3], "/home/u/.docker/config.json");
+        assert_eq!(found(&[("HOME", "/x")], 1000)[3], "/x/.docker/config.json");
+        assert_eq!(found(&[], 7), [FILE, "/run/containers/7/auth.json"]);
+        assert_eq!(
+            found(&[("DOCKER_CONFIG", "/d"), ("XDG_CONFIG_HOME", "/c")], 7)[2..],
+            ["/c/containers/auth.json", "/d/config.json"]
+        );
+        assert_eq!(found(&[(VARIABLE, "/only")], 0), ["/only"]);
+        assert_eq!(home_of(0, ""), Some("/root".into()));
     }
 
     #[test]

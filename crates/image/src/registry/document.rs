@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::error::Error;
+use crate::error::{Error, RegistryError};
 use crate::format::manifest::parse;
 
 /// The media types of manifests and indexes that are understood: OCI's and docker's. The old ones are asked for too,
@@ -47,9 +47,15 @@ pub(super) fn media_type(header: &str) -> String {
 /// one name could be two images, depending on who reads it (CVE-2021-41190).
 ///
 /// # Errors
-/// [`Error::Json`], [`Error::Limit`]; [`Error::Corrupt`] if it can be read in two ways.
+/// [`Error::Json`], [`Error::Limit`]; [`RegistryError::NoDocument`] if it is no JSON and does not say so;
+/// [`Error::Corrupt`] if it can be read in two ways.
 pub(super) fn kind(bytes: &[u8], media_type: &str, what: &str) -> Result<Kind, Error> {
-    let shape: Shape = parse(bytes, what)?;
+    let shape: Shape = match parse(bytes, what) {
+        Err(Error::Json { .. }) if is_other(media_type) => {
+            return Err(RegistryError::NoDocument { kind: media_type.to_owned() }.into());
+        }
+        shape => shape?,
+    };
     let corrupt = |why: &str| Err(Error::Corrupt { what: what.to_owned(), why: why.to_owned() });
     if media_type.starts_with(SCHEMA_1) || shape.schema_version == Some(1) || shape.fs_layers.is_some() {
         return Ok(Kind::Schema1);
@@ -66,6 +72,14 @@ pub(super) fn kind(bytes: &[u8], media_type: &str, what: &str) -> Result<Kind, E
         }
     }
     Ok(kind)
+}
+
+/// Whether a media type is that of a page for people, such as that of a proxy that wants a login.
+fn is_other(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "text/html" | "text/plain" | "application/xhtml+xml" | "application/xml" | "text/xml"
+    )
 }
 
 /// Returns the kind that a media type stands for; `None` for one that says nothing.
@@ -107,6 +121,8 @@ mod tests {
         ] {
             assert_eq!(kind(text.as_bytes(), media_type, "x").ok(), expected, "{text} {media_type}");
         }
+        let page = kind(b"<html>", &media_type("text/html; charset=utf-8"), "x").unwrap_err().to_string();
+        assert_eq!(page, "the answer is no manifest: it is text/html");
         assert_eq!(media_type("Application/JSON ; charset=utf-8"), "application/json");
     }
 }

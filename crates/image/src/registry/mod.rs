@@ -11,6 +11,7 @@ mod client;
 pub mod conf;
 pub mod credentials;
 mod document;
+mod files;
 #[cfg(fuzzing)]
 pub mod fuzzed;
 pub mod name;
@@ -112,7 +113,8 @@ impl Known {
     /// any, as far as can be told.
     ///
     /// # Errors
-    /// [`RegistryError::Login`] if it does not accept it; it does not answer; the text is no registry.
+    /// [`RegistryError::Login`] if it does not accept it; it does not answer, or not as a registry; it is blocked;
+    /// the text is no registry.
     ///
     /// [`RegistryError::Login`]: crate::RegistryError::Login
     pub fn try_login(
@@ -123,8 +125,8 @@ impl Known {
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<bool, Error> {
         // A name such as `host/repository` could be one of Docker Hub, which would be shown the password.
-        let registry = credentials::checked(registry)?;
-        let endpoint = self.registries()?.bare_endpoint(registry);
+        let registry = &*credentials::checked(registry)?;
+        let endpoint = self.registries()?.bare_endpoint(registry)?;
         let watch = Watch::default();
         let stop = Stop::or(&watch, cancelled);
         let work = client::Work { stop: &stop, since: Instant::now() };

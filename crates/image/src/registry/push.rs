@@ -9,10 +9,10 @@ use reqwest::header::{HeaderMap, LOCATION, RANGE};
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
 
-use super::client::{Registry, Work, given};
+use super::client::{Registry, Work, agrees};
 use super::{Endpoint, ImageName, Login};
 use crate::bounds::stop::Stop;
-use crate::digest::{Digest, same};
+use crate::digest::Digest;
 use crate::error::{Error, RegistryError};
 use crate::format::stream::stream_error;
 use crate::remote::{Ask, Failure, Location, Put, Remote, Rest, Streamed, Tries, text};
@@ -161,9 +161,7 @@ impl Pusher {
             match tries.put(&put) {
                 Err(failure) => tries.after(failure, &location)?,
                 Ok((_, headers)) => {
-                    if let Some(given) = given(&headers) {
-                        same(&location.to_string(), &digest, &given)?;
-                    }
+                    agrees(&location, &headers, &digest)?;
                     return Ok(digest);
                 }
             }
@@ -332,9 +330,7 @@ impl Sending<'_> {
         let body = self.whole.clone().unwrap_or_default();
         let put = Put { method: Method::PUT, location: &location, media_type: Some(BLOB), body };
         let (_, headers) = tries.put(&put)?;
-        if let Some(given) = given(&headers) {
-            same(&location.to_string(), self.blob.digest, &given)?;
-        }
+        agrees(&location, &headers, self.blob.digest)?;
         Ok(true)
     }
 }

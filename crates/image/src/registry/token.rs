@@ -63,9 +63,26 @@ struct Answer {
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
-    /// Seconds.
     #[serde(default)]
-    expires_in: Option<f64>,
+    expires_in: Option<Seconds>,
+}
+
+/// A number, which some token servers give as a text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Seconds {
+    Number(f64),
+    Text(String),
+}
+
+impl Seconds {
+    /// One that is no number is not there.
+    fn get(self) -> Option<f64> {
+        match self {
+            Self::Number(number) => Some(number),
+            Self::Text(text) => text.trim().parse::<u32>().ok().map(f64::from),
+        }
+    }
 }
 
 impl Access {
@@ -92,6 +109,11 @@ impl Access {
         let from = from.filter(|from| *from != repository).map(|from| format!("repository:{from}:pull"));
         self.scopes = [format!("repository:{repository}:pull,push")].into_iter().chain(from).collect();
         self.pushes = true;
+    }
+
+    /// Whether requests write.
+    pub(super) fn pushes(&self) -> bool {
+        self.pushes
     }
 
     /// Whether the registry has asked for a login or a token.
@@ -181,15 +203,16 @@ impl Access {
         RegistryError::Denied { image, host, status, said, login, remedy }.into()
     }
 
-    /// Returns the error for a login that was tried: a registry with passwords answers a wrong one as it does none.
-    pub(super) fn not_accepted(&self, error: Error) -> Error {
+    /// Returns the error for a login that was tried: a registry with passwords answers a wrong one as it does none, and no
+    /// image was asked for.
+    pub(super) fn not_accepted(&self, error: RegistryError) -> RegistryError {
         match error {
-            Error::Registry { source } => match *source {
-                RegistryError::Denied { host, status: 401, said, login, .. } if self.login.is_some() => {
-                    RegistryError::Login { host, said, login }.into()
-                }
-                source => source.into(),
-            },
+            RegistryError::Denied { host, status: 401, said, login, .. } if self.login.is_some() => {
+                RegistryError::Login { host, said, login }
+            }
+            RegistryError::Denied { host, status, said, .. } => {
+                RegistryError::LoginDenied { host, status, said }
+            }
             error => error,
         }
     }
@@ -326,7 +349,7 @@ impl Access {
             return Err(Failure::Final(bad("its answer has no token".into()).into()));
         };
         header.set_sensitive(true);
-        Ok((header, lifetime(answer.expires_in)))
+        Ok((header, lifetime(answer.expires_in.and_then(Seconds::get))))
     }
 }
 
@@ -399,6 +422,23 @@ mod tests {
                 fits,
                 "{registry} {insecure} {is_plain} {realm}"
             );
+        }
+    }
+
+    #[test]
+    fn lifetimes_as_text() {
+        for (text, used) in [
+            ("300", 290),
+            ("\"300\"", 290),
+            ("\" 300 \"", 290),
+            ("300.5", 290),
+            ("\"soon\"", 50),
+            ("\"\"", 50),
+            ("null", 50),
+        ] {
+            let answer: Answer =
+                serde_json::from_str(&format!(r#"{{"token":"t","expires_in":{text}}}"#)).unwrap();
+            assert_eq!(lifetime(answer.expires_in.and_then(Seconds::get)).as_secs(), used, "{text}");
         }
     }
 

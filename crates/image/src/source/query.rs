@@ -3,6 +3,7 @@
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, show};
+use crate::registry::name::without_account;
 
 /// The differences between the two forms of an app's address.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,8 +49,9 @@ pub(crate) fn without_secrets(uri: &str) -> String {
         address.to_owned()
     } else {
         let slashes: &[char] = &['/', '\\'];
+        let web = ["http", "https"].iter().any(|web| scheme.trim().eq_ignore_ascii_case(web));
         // Where a host may begin: URL parsers accept any number of slashes of either kind.
-        let authority = if ["http", "https"].iter().any(|web| scheme.trim().eq_ignore_ascii_case(web)) {
+        let authority = if web {
             rest.trim_start_matches(slashes)
         } else {
             address.split_once("//").map_or("", |(_, authority)| authority)
@@ -57,7 +59,10 @@ pub(crate) fn without_secrets(uri: &str) -> String {
         let before = &address[..address.len() - authority.len()];
         let end = authority.find(slashes).unwrap_or(authority.len());
         let user = authority[..end].rfind('@').map_or(0, |at| at + 1);
-        format!("{before}{}", &authority[user..])
+        let shown = format!("{before}{}", &authority[user..]);
+        // The name of an image has no account, wherever its first path begins.
+        let is_name = !web && (scheme == "docker" || !address.contains("://"));
+        if is_name { without_account(&shown).into_owned() } else { shown }
     };
     shown.chars().take(300).collect()
 }

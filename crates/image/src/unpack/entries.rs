@@ -18,7 +18,7 @@ use crate::bounds::limits::Limits;
 use crate::bounds::watch::Watch;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, at, show};
-use crate::format::stream::{Entry, Metered, Stream, Time};
+use crate::format::stream::{Entry, Metered, Stream, Time, stream_error};
 use crate::overlay::base::Base;
 use crate::overlay::times::Times;
 use crate::overlay::tree::{Parent, Tree};
@@ -99,9 +99,11 @@ pub(crate) fn unpack<R: BufRead>(
     rules: &Rules<'_>,
 ) -> Result<Counts, Error> {
     let Rules { base, limits, budget, watch, strict } = *rules;
-    let meter = Meter::new(budget, limits);
-    let mut stream =
-        Stream::new(Metered::new(reader, meter), limits.max_bytes.saturating_add(limits.headers()));
+    let mut reader = Metered::new(reader, Meter::new(budget, limits));
+    // As docker and containers/storage have it, a layer without a byte is one without an entry; its diff id says whether
+    // that is so.
+    let is_empty = !strict && reader.fill_buf().map_err(|e| stream_error("tar stream", e))?.is_empty();
+    let mut stream = Stream::new(reader, limits.max_bytes.saturating_add(limits.headers()));
     let tree = Tree::new(into, limits.max_entries, limits.max_depth, watch)?;
     let mut unpacker = Unpacker {
         base: base.map(|(base, _)| base.names().collect()).unwrap_or_default(),
@@ -117,7 +119,7 @@ pub(crate) fn unpack<R: BufRead>(
         }
     }
     let mut made = 0;
-    while let Some(entry) = stream.next(strict)? {
+    while !is_empty && let Some(entry) = stream.next(strict)? {
         unpacker.counts.entries += 1;
         if unpacker.counts.entries > limits.max_entries {
             return Err(limit("the number of entries", limits.max_entries));

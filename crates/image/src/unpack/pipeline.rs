@@ -187,7 +187,8 @@ fn read(
         let (gzip, zstd) = (compression == Some(Compression::Gzip), compression == Some(Compression::Zstd));
         let large = window(head).is_some_and(|window| window > 1 << WINDOW_LOG);
         let log = if large { MAX_WINDOW_LOG } else { WINDOW_LOG };
-        if head.is_empty() {
+        // An archive cannot be empty, but a layer can; the writer knows.
+        if head.is_empty() && only_gzip {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
         }
         if let Some(error) = compression.and_then(|other| other.refused(what)) {

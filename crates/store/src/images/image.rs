@@ -46,8 +46,9 @@ pub enum Error {
     },
     /// No image has this name.
     #[error(
-        "there is no image {name:?} in the store; `wardian image ls` lists them, and `wardian image pull` fetches one from a \
-         registry"
+        "there is no image {:?} in the store; `wardian image ls` lists them, and `wardian image pull` fetches one from a \
+         registry",
+        wardian_image::shown(.name)
     )]
     Unknown {
         /// The name.
@@ -538,5 +539,15 @@ mod tests {
             file.len() < MAX_FILE && file.starts_with('%') && is_of_name(&file) && name_of(&file).is_none(),
             "{file}"
         );
+    }
+
+    #[test]
+    fn no_password_is_shown() {
+        for (name, shown) in
+            [("user:s3cr3t@h/app", "***@h/app"), ("h/app:v1@sha256:0f", "h/app:v1@sha256:0f")]
+        {
+            let text = Error::Unknown { name: name.into() }.to_string();
+            assert!(text.contains(shown) && !text.contains("s3cr3t"), "{text}");
+        }
     }
 }

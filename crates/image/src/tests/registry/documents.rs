@@ -84,12 +84,17 @@ fn what_a_tag_stands_for() {
     // Some proxies do not know HEAD, and some registries give no digest.
     let mut files = Files::with(&made);
     let get = Reply::of(&made.manifest).with("Content-Type", OCI);
-    for head in [Some(405), Some(501), None] {
+    for head in [Some(405), Some(501), Some(404), Some(403), Some(406), Some(503), Some(401), None] {
         files.set("manifests/latest", Reply { head, ..get.clone() });
         let server = files.clone().serve();
         assert_eq!(client.puller(&server).find(&never).unwrap().digest, made.digest());
         assert_eq!(server.requests().len(), 3, "{head:?}");
     }
+    // A login that is missing is so for GET too.
+    let challenge = |_: &[String]| Reply::status(401).with("WWW-Authenticate", "Basic realm=\"r\"");
+    let closed = Server::by(challenge, None);
+    failed(&client, client.puller(&closed).find(&never), &["answered 401", "image login"]);
+    assert_eq!(closed.requests().len(), 2);
     let missing = Files::default().serve();
     failed(&client, client.puller(&missing).find(&never), &["manifest unknown", &missing.host()]);
 }
@@ -114,6 +119,11 @@ fn for_this_host() {
     let host = platform("linux", host_architecture(), "");
     let variant = platform("linux", host_architecture(), "v9");
     let of = |made: &Made, platform: &str| entry(&made.manifest, OCI, platform);
+    let attests = r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#;
+    let bare = |made: &Made, more: &str| {
+        let (digest, size) = (made.digest(), made.manifest.len());
+        format!(r#"{{"mediaType":"{OCI}","digest":"{digest}","size":{size}{more}}}"#)
+    };
     let inner = index(&[of(&other, &variant), of(&ours, &host)]);
     let middle = index(&[entry(&inner, OCI_INDEX, &host)]);
     for (entries, found) in [
@@ -124,6 +134,13 @@ fn for_this_host() {
         (vec![of(&ours, &host), of(&other, &host)], true),
         (vec![entry(&inner, OCI_INDEX, &host)], true),
         (vec![entry(&middle, OCI_INDEX, &host)], true),
+        // An entry that does not say what it is for, if there is none that does.
+        (vec![bare(&ours, ""), of(&other, r#""os":"unknown","architecture":"unknown""#)], true),
+        (vec![bare(&ours, ""), bare(&other, "")], true),
+        (vec![bare(&other, ""), of(&ours, &host)], true),
+        (vec![bare(&other, attests), bare(&ours, "")], true),
+        (vec![bare(&ours, attests)], false),
+        (vec![of(&ours, r#""os":"unknown","architecture":"unknown""#)], false),
         (vec![of(&ours, &platform("linux", "pdp11", "")), of(&ours, &platform("plan9", "mips", ""))], false),
         (vec![], false),
     ] {
@@ -141,8 +158,32 @@ fn for_this_host() {
             assert_eq!(result.unwrap().digest, Some(Digest::of(&top)));
             assert_eq!(client.cage.text("ours"), "content");
         } else {
-            failed(&client, result, &["fetching image reference", "there "]);
+            let error = failed(&client, result, &["fetching image reference", "there "]).to_string();
+            assert!(!error.contains("unknown/unknown"), "{error}");
+            assert_eq!(error.contains("there is no image in it"), entries.len() < 2, "{error}");
         }
+    }
+}
+
+/// As in docker, where some images have layers without a byte (moby, issue 18170).
+#[test]
+fn layers_without_a_byte() {
+    let (config, layer) =
+        ("application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar");
+    let nothing = Digest::of(b"");
+    for (blob, diff_id, part) in [
+        (vec![], &nothing, None),
+        (gzip(b""), &nothing, None),
+        (vec![], &Digest::of(&Tar::default().end()), Some("expected sha256:")),
+        (gzip(b"x"), &nothing, Some("no tar archive")),
+    ] {
+        let made = Made::of(blob, diff_id, OCI, config, layer);
+        let (client, server) = (Client::new(), Files::with(&made).serve());
+        match part {
+            None => assert_eq!(client.pull(&server).unwrap().layers.len(), 1),
+            Some(part) => drop(failed(&client, client.pull(&server), &[part])),
+        }
+        assert_eq!(std::fs::read_dir(client.cage.root()).unwrap().count(), 0);
     }
 }
 
@@ -213,7 +254,16 @@ fn refused() {
         (manifest(&chart, OCI), &["is an artifact"]),
         (manifest(&both, OCI), &["an index and a manifest at once"]),
         (manifest(&text, OCI_INDEX), &["its media type is not that of its content"]),
-        (manifest("<html>SECRET", "text/html"), &["fetching image reference", "cannot parse"]),
+        (
+            manifest("<html>SECRET", "text/html; charset=utf-8"),
+            &["fetching image reference", "the answer is no manifest: it is text/html"],
+        ),
+        (manifest("<html>SECRET", OCI), &["fetching image reference", "cannot parse"]),
+        // What another server gives, to which the registry redirects, is told to nobody.
+        (manifest(r#""SECRET""#, OCI), &["cannot parse", "at line 1 column 8"]),
+        (manifest(r#"{"config":"SECRET","layers":[]}"#, OCI), &["cannot parse", "expected"]),
+        (manifest(r#"{"mediaType":["x"],"schemaVersion":"SECRET"}"#, OCI), &["cannot parse", "expected"]),
+        (manifest(&text.replacen("sha256:", "SECRET:", 1), OCI), &["cannot parse", "a bad value at line 1"]),
         (manifest("{}", OCI), &["neither an index nor a manifest"]),
         (manifest(&text.replace(r#""layers":["#, r#""layers":[1"#), OCI), &["cannot parse"]),
     ] {
@@ -267,7 +317,10 @@ fn bounded() {
         (Reply { status: 404, ..endless() }, "manifest unknown"),
         (Reply { status: 403, ..endless() }, "requested access to the resource is denied"),
         (Reply::status(302).with("Location", "/v2/r/manifests/latest"), "too many redirects"),
-        (Reply::of(&made.manifest).with("Docker-Content-Digest", &Digest::of(b"x").to_string()), "expected"),
+        (
+            Reply::of(&made.manifest).with("Docker-Content-Digest", &Digest::of(b"x").to_string()),
+            "header Docker-Content-Digest",
+        ),
     ] {
         let server = with(reply);
         failed(&client, client.pull(&server), &[part, &server.host()]);
@@ -372,11 +425,11 @@ fn tags() {
         None,
     );
     assert_eq!(client.puller(&server).tags(&never).unwrap(), ["a", "b"]);
-    let stranger = Server::new(vec![page("[]")]);
     let many = format!("[{}\"a\"]", "\"a\",".repeat(100_000));
     for (reply, part) in [
-        (page("[]").with("Link", &format!("<{}>; rel=next", stranger.url("/"))), "on another server"),
-        (page("[]").with("Link", "</v2/r/tags/list?n=1000>; rel=next"), "its next page is itself"),
+        (page("[]").with("Link", "</v2/r/tags/list?n=1000>; rel=next"), "one that was there before"),
+        (page(&format!("[\"{}\"]", "t".repeat(129))), "longer than 128 bytes"),
+        (page(r#""SECRET""#), "cannot parse"),
         (page("[]").with("Link", "<http://[>; rel=next"), "no valid address"),
         (page(&many), "exceeds the limit of 100000"),
         (page("7"), "cannot parse"),
@@ -385,16 +438,56 @@ fn tags() {
     ] {
         failed(&client, client.puller(&list(reply)).tags(&never), &[part]);
     }
+    // A registry that knows itself by the address that it has behind a proxy.
+    let stranger = Server::new(vec![page(r#"["SECRET"]"#)]);
+    let next = format!("<{}>; rel=next", stranger.url("/v2/r/tags/list?last=a"));
+    let server = Server::by(
+        move |requests| match path_of(requests.last().unwrap()) {
+            "/v2/r/tags/list?last=a" => page(r#"["b"]"#),
+            _ => page(r#"["a"]"#).with("Link", &next),
+        },
+        None,
+    );
+    assert_eq!(client.puller(&server).tags(&never).unwrap(), ["a", "b"]);
     assert_eq!(stranger.requests().len(), 0);
+    // Pages by turns, and one that begins where it did before.
+    for steps in [
+        ["/v2/r/tags/list?b", "/v2/r/tags/list?n=1000"],
+        ["/v2/r/tags/list?last=a", "/v2/r/tags/list?last=a&x"],
+    ] {
+        let server = Server::by(
+            move |requests| {
+                let pages = requests.iter().filter(|request| path_of(request).contains("tags")).count();
+                page("[]").with("Link", &format!("<{}>; rel=next", steps[pages.saturating_sub(1) % 2]))
+            },
+            None,
+        );
+        failed(&client, client.puller(&server).tags(&never), &["one that was there before"]);
+        assert!(server.requests().len() <= 3);
+    }
+    // Large pages, of which there is no end.
+    let large = format!("{}[]", " ".repeat(4_000_000));
+    let server = Server::by(
+        move |requests| {
+            page(&large).with("Link", &format!("</v2/r/tags/list?p={}>; rel=next", requests.len()))
+        },
+        None,
+    );
+    failed(
+        &client,
+        client.puller(&server).tags(&never),
+        &["the size of all pages of tags", "limit of 16777216"],
+    );
+    assert_eq!(server.requests().len(), 1 + 5);
     // Each page leads to another one.
     let server = Server::by(
         move |requests| {
-            let link = format!("</v2/r/tags/list?n={}>; rel=next", requests.len());
+            let link = format!("</v2/r/tags/list?p={}>; rel=next", requests.len());
             page("[]").with("Link", &link)
         },
         None,
     );
-    failed(&client, client.puller(&server).tags(&never), &["the number of tags", "limit of 1000"]);
+    failed(&client, client.puller(&server).tags(&never), &["the number of pages of tags", "limit of 1000"]);
 }
 
 #[test]

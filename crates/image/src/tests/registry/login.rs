@@ -85,10 +85,26 @@ fn with_neither() {
     let server = Server::new(vec![Reply::of(b"{}")]);
     assert!(!try_login(&server.host(), &basic().unwrap()).unwrap());
     assert!(server.requests().iter().all(|request| field(request, "authorization").is_none()));
-    let server = Server::new(vec![Reply::status(403)]);
-    let error = try_login(&server.host(), &basic().unwrap()).unwrap_err();
-    assert!(all_text(&error).contains("answered 403"), "{error}");
-    for bad in ["", "a/b", "u:p@h", "a b"] {
+    for (reply, part) in [
+        (Reply::status(403), "does not let you log in: it answered 403"),
+        (Reply::status(404), "is no registry: it answers 404"),
+        (Reply::of(b"<html>SECRET").with("Content-Type", "text/html"), "is no registry: what it gives at"),
+        (Reply::status(500), "the registry answered 500"),
+    ] {
+        let server = Server::new(vec![reply]);
+        let error = all_text(&try_login(&server.host(), &basic().unwrap()).unwrap_err());
+        assert!(error.contains(part) && error.contains(&server.host()), "{error}");
+        assert!(!error.contains("SECRET") && !error.contains("does not exist"), "{error}");
+    }
+    for reply in [
+        Reply::of(b""),
+        Reply::of(b"<html>").with("Docker-Distribution-Api-Version", "registry/2.0"),
+        Reply::of(b"true"),
+    ] {
+        let server = Server::new(vec![reply]);
+        assert!(!try_login(&server.host(), &basic().unwrap()).unwrap());
+    }
+    for bad in ["", "a/b", "u:p@h", "a b", "127.1:5000"] {
         assert!(matches!(try_login(bad, &basic().unwrap()), Err(Error::Login(_))), "{bad}");
     }
 }
@@ -97,9 +113,9 @@ fn with_neither() {
 #[test]
 fn whose_password() {
     let registries = Known::default().with_insecure(&["registry".into()]).unwrap().registries().unwrap();
-    let endpoint = registries.bare_endpoint("registry");
+    let endpoint = registries.bare_endpoint("registry").unwrap();
     assert_eq!((endpoint.host.as_str(), endpoint.insecure), ("registry", true));
-    assert_eq!(registries.bare_endpoint("docker.io").host, "registry-1.docker.io");
+    assert_eq!(registries.bare_endpoint("docker.io").unwrap().host, "registry-1.docker.io");
     // Where its images are pulled from instead is another registry.
     let dir = tempfile::tempdir().unwrap();
     let conf = dir.path().join("registries.conf");
@@ -108,13 +124,21 @@ fn whose_password() {
         b"[[registry]]\nlocation = \"elsewhere.example\"\nprefix = \"a.example\"\ninsecure = true\n",
     );
     let registries = Known::of(Some(conf), Credentials::default()).registries().unwrap();
-    let endpoint = registries.bare_endpoint("a.example");
+    let endpoint = registries.bare_endpoint("a.example").unwrap();
     assert_eq!((endpoint.host.as_str(), endpoint.insecure), ("a.example", false));
     let conf = dir.path().join("insecure.conf");
     write(&conf, b"[[registry]]\nlocation = \"b.example\"\ninsecure = true\n");
     let insecure = Known::of(Some(conf), Credentials::default()).registries().unwrap();
-    assert!(insecure.bare_endpoint("b.example").insecure);
+    assert!(insecure.bare_endpoint("b.example").unwrap().insecure);
     assert!(insecure.own_endpoint(&ImageName::parse("b.example/r").unwrap()).unwrap().insecure);
+    // Nobody is asked for a password at a registry that nothing is pulled from.
+    let (blocked, server) = (dir.path().join("blocked.conf"), Server::new(vec![Reply::of(b"{}")]));
+    write(&blocked, format!("[[registry]]\nlocation = \"{}\"\nblocked = true\n", server.host()).as_bytes());
+    let known = Known::of(Some(blocked), Credentials::default());
+    let remote = Remote::new(settings()).unwrap();
+    let error = known.try_login(&remote, &server.host(), &basic().unwrap(), &never).unwrap_err();
+    assert!(error.to_string().contains("is not logged in to: `blocked = true`"), "{error}");
+    assert_eq!(server.requests().len(), 0);
     let name = ImageName::parse("a.example/r").unwrap();
     let own = registries.own_endpoint(&name).unwrap();
     assert_eq!((own.host.as_str(), own.insecure), ("a.example", false));

@@ -154,7 +154,7 @@ fn refusals() {
             Reply { status: 404, ..Reply::of(body) },
             &["has no repository r", "no such project", "make it"],
         ),
-        ("POST", Reply::status(405), &["the registry answered 405"]),
+        ("POST", Reply::status(405), &["the registry answered 405", "it only reads"]),
         ("POST", Reply::status(202), &["no usable address for an upload: its answer names none"]),
         ("POST", Reply::status(201), &["no usable address", "as if it had got everything"]),
         ("POST", Reply::status(307).with("Location", "/x"), &["the registry answered 307"]),
@@ -166,8 +166,8 @@ fn refusals() {
         ),
         ("POST", Reply::status(202).with("Location", "http://[/SECRET"), &["it is no URL"]),
         ("POST", Reply::status(503), &["the registry answered 503"]),
-        ("POST", Reply::status(429), &["limits how often"]),
-        ("PATCH", Reply::status(413), &["the registry answered 413"]),
+        ("POST", Reply::status(429), &["limits how often images are pushed to it"]),
+        ("PATCH", Reply::status(413), &["the registry answered 413", "a proxy in front of the registry"]),
         ("PATCH", Reply::status(202), &["its answer names none"]),
         ("PATCH", Reply::status(416), &["the registry answered 416"]),
         ("PATCH", Reply::status(404), &["has no repository r"]),
@@ -181,7 +181,7 @@ fn refusals() {
         (
             "PUT",
             Reply::status(201).with("Docker-Content-Digest", &Digest::of(b"other").to_string()),
-            &[&Digest::of(b"other").to_string(), &Digest::of(&blob).to_string()],
+            &["header", &Digest::of(b"other").to_string(), &Digest::of(&blob).to_string()],
         ),
     ] {
         let server = serve(move |request| request.starts_with(method).then(|| reply.clone()));
@@ -206,7 +206,13 @@ fn a_manifest() {
     let wrong = Digest::of(b"other").to_string();
     let reply = Reply::status(201).with("Docker-Content-Digest", &wrong);
     let server = serve(move |request| request.starts_with("PUT").then(|| reply.clone()));
-    refused(pusher(&client, &server, None, None).tag(b"{}", OCI, &stop), &[&wrong, &digest.to_string()]);
+    let parts = ["the registry's header", &wrong, &digest.to_string()];
+    refused(pusher(&client, &server, None, None).tag(b"{}", OCI, &stop), &parts);
+    let body = br#"{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"it lacks one"}]}"#;
+    let server =
+        serve(move |request| request.starts_with("PUT").then(|| Reply { status: 404, ..Reply::of(body) }));
+    let parts = ["the registry answered 404: MANIFEST_BLOB_UNKNOWN: it lacks one; ", "push it once more"];
+    refused(pusher(&client, &server, None, None).tag(b"{}", OCI, &stop), &parts);
     let server = serve(|request| request.starts_with("PUT").then(|| Reply::status(403)));
     refused(pusher(&client, &server, None, None).tag(b"{}", OCI, &stop), &["does not let you push"]);
 }
