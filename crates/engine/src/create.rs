@@ -14,7 +14,7 @@ use crate::image::gone;
 use crate::keeper::{Event, Keeper};
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, Defaults};
 use crate::{Engine, Error, Result, Shared, grace};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -147,6 +147,14 @@ impl Engine {
     fn reserve(&self, spec: &ContainerSpec, image: &Image, waiting: &Waiting) -> Result<Arc<Container>> {
         let env: Vec<String> = image.config.env.iter().chain(&spec.env).cloned().collect();
         bounds::environment(&env)?;
+        let config = &image.config;
+        let defaults = Defaults {
+            entrypoint: config.entrypoint.clone(),
+            command: config.command.clone(),
+            user: config.user.clone(),
+            working_dir: config.working_dir.clone(),
+        };
+        bounds::defaults(&defaults)?;
         let record = Record {
             version: VERSION,
             id: waiting.id.clone(),
@@ -155,6 +163,8 @@ impl Engine {
             boot_id: self.shared.boot_id.clone(),
             privileged: spec.privileged,
             env,
+            image: (image.shown.clone(), image.id.clone()),
+            defaults,
             properties: spec.properties.clone(),
             stopped: false,
             made: None,

@@ -59,7 +59,7 @@ pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
 pub use ready::ids::IdRanges;
 pub use reset::{Cleared, Removed, clear, reset};
-pub use spec::{BindMount, ContainerSpec, Limits, ProcessSpec, PullTerms, Window};
+pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
 pub use transfer::Transfer;
 pub use wardian_network::egress::networks;
 pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, Rule, Transport, Wanted};

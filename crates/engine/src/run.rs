@@ -7,7 +7,7 @@ use crate::container::record::Record;
 use crate::failpoints::Point;
 use crate::keeper::{self, Keeper};
 use crate::process::Process;
-use crate::spec::ProcessSpec;
+use crate::spec::{Defaults, OfImage, ProcessSpec};
 use crate::{Engine, Error, Result};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -48,6 +48,10 @@ impl Engine {
             let message = "Running a process with bind mounts and no image provided is not allowed";
             return Err(Error::Invalid(message.to_owned()));
         }
+        if spec.image.is_some() && spec.of_image != OfImage::Nothing {
+            return Err(Error::Invalid("a pea has nothing of its container's image".to_owned()));
+        }
+        complete(&mut spec, &container.record())?;
         if spec.tty.is_some() && !keeper.has(Feature::Terminals) {
             let message =
                 "the container was made by an earlier version, which cannot give a process a terminal";
@@ -129,6 +133,34 @@ pub fn payload(exec: &Exec) -> Result<OwnedFd> {
     bounds::program(&exec.args, &exec.env)?;
     let json = serde_json::to_vec(exec).map_err(Error::system("run"))?;
     memfd::sealed("process.json", &json, 0o400).map_err(Error::system("run"))
+}
+
+/// Adds to a spec what the container's image says.
+fn complete(spec: &mut ProcessSpec, record: &Record) -> Result<()> {
+    let Defaults { entrypoint, command, user, working_dir } = &record.defaults;
+    if spec.of_image == OfImage::Nothing {
+        return Ok(());
+    }
+    if spec.of_image == OfImage::Command {
+        let given: Vec<_> =
+            std::iter::once(std::mem::take(&mut spec.path)).chain(std::mem::take(&mut spec.args)).collect();
+        let is_given = given.len() > 1 || !given[0].is_empty();
+        let mut all = entrypoint.iter().chain(if is_given { &given } else { command }).cloned();
+        let Some(path) = all.next() else {
+            let image = &record.image.0;
+            return Err(Error::Invalid(format!(
+                "the image {image} has no command of its own (neither Entrypoint nor Cmd): say what to run"
+            )));
+        };
+        (spec.path, spec.args) = (path, all.collect());
+    }
+    if spec.user.is_empty() {
+        spec.user.clone_from(user);
+    }
+    if spec.dir.is_empty() {
+        spec.dir = if working_dir.is_empty() { "/".to_owned() } else { working_dir.clone() };
+    }
+    Ok(())
 }
 
 fn exec(record: &Record, spec: &ProcessSpec, no_new_privileges: bool) -> Result<Exec> {

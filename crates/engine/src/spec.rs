@@ -77,6 +77,8 @@ pub struct ProcessSpec {
     pub args: Vec<String>,
     /// `K=V`.
     pub env: Vec<String>,
+    /// What the image of the container adds; not with `image`.
+    pub of_image: OfImage,
     /// Working directory; empty: the user's home.
     pub dir: String,
     /// `name`, `uid`, `uid:gid`, `name:group`; empty: root.
@@ -93,6 +95,33 @@ pub struct ProcessSpec {
     pub limits: Option<Limits>,
     /// The size of the process's terminal; `None`: it has no terminal.
     pub tty: Option<Window>,
+}
+
+/// What of its container's image a process has where its spec says nothing. Garden's processes have nothing of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OfImage {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The user and the working directory.
+    Place,
+    /// These, and the command: the entrypoint comes before `path` and `args`; without these the image's own arguments follow
+    /// it (OCI image spec, "Conversion to OCI Runtime Configuration").
+    Command,
+}
+
+/// What the image of a container says of its processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Defaults {
+    /// The program and its first arguments.
+    pub entrypoint: Vec<String>,
+    /// The arguments after it, unless there are others.
+    pub command: Vec<String>,
+    /// As [`ProcessSpec::user`].
+    pub user: String,
+    /// Empty: the root directory.
+    pub working_dir: String,
 }
 
 /// Size of a terminal in characters; 0 is taken for the usual 80 or 24.

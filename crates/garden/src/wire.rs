@@ -224,6 +224,10 @@ ProcessSpec {
     #[serde(skip_serializing_if = "zero")] args: Vec<String>,
     /// `K=V`.
     #[serde(skip_serializing_if = "zero")] env: Vec<String>,
+    /// What the image of the container adds to it: `place`: the user and the working directory, if none are given here;
+    /// `command`: these, and the entrypoint before `path` and `args`, or the image's own command if they are empty.
+    /// Wardian's own.
+    #[serde(skip_serializing_if = "zero")] of_image: String,
     /// Working directory.
     #[serde(skip_serializing_if = "zero")] dir: String,
     /// Name, uid, `uid:gid`.

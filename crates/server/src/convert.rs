@@ -192,7 +192,14 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
             given.memory_bytes, given.cpu_shares
         ));
     }
+    let of_image = match spec.of_image.as_str() {
+        "" => engine::OfImage::Nothing,
+        "place" => engine::OfImage::Place,
+        "command" => engine::OfImage::Command,
+        other => return Err(format!("of_image: {:?} is neither place nor command", clip(other, 32))),
+    };
     Ok(engine::ProcessSpec {
+        of_image,
         id: spec.id,
         path: spec.path,
         args: spec.args,

@@ -3,7 +3,7 @@
 //!
 //! Where the kernel has a bound, it is the same here, so that whatever the kernel accepts is accepted.
 
-use crate::spec::{BindMount, ContainerSpec, ProcessSpec};
+use crate::spec::{BindMount, ContainerSpec, Defaults, ProcessSpec};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -127,12 +127,13 @@ pub fn properties(properties: &BTreeMap<String, String>) -> Result<()> {
     at_most("properties", properties.iter().map(|(key, value)| key.len() + value.len()).sum(), TOGETHER)
 }
 
-/// Returns the bytes of a container's environment and properties that count towards the bound for all
-/// containers together.
-pub fn beyond(env: &[String], properties: &BTreeMap<String, String>) -> usize {
+/// Returns the bytes of a container's environment and properties, and of its image's command, that count towards the
+/// bound for all containers together.
+pub fn beyond(env: &[String], properties: &BTreeMap<String, String>, defaults: &Defaults) -> usize {
     let env: usize = env.iter().map(String::len).sum();
     let properties: usize = properties.iter().map(|(key, value)| key.len() + value.len()).sum();
-    (env + properties).saturating_sub(OWN)
+    let command: usize = defaults.entrypoint.iter().chain(&defaults.command).map(String::len).sum();
+    (env + properties + command).saturating_sub(OWN)
 }
 
 /// Checks that there is room for `bytes` beside those of the other containers, each as returned by
@@ -154,6 +155,15 @@ pub fn beside(bytes: usize, others: impl Iterator<Item = usize>) -> Result<()> {
 /// Checks the environment of a container together with that of its image.
 pub fn environment(env: &[String]) -> Result<()> {
     at_most("env, with that of the image", strings("env", env)?, TOGETHER)
+}
+
+/// Checks what an image says of processes.
+pub fn defaults(defaults: &Defaults) -> Result<()> {
+    let args = strings("the image's entrypoint", &defaults.entrypoint)?
+        + strings("the image's command", &defaults.command)?;
+    at_most("the image's entrypoint and command", args, TOGETHER)?;
+    at_most("the image's working directory", defaults.working_dir.len(), PATH)?;
+    at_most("the image's user", defaults.user.len(), USER)
 }
 
 /// Checks one property that is set beside the existing ones. Those of an earlier version may exceed the

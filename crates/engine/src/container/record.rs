@@ -13,6 +13,7 @@
 use crate::Limits;
 use crate::history::Operation;
 use crate::ready::ids::IdRange;
+use crate::spec::Defaults;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -39,6 +40,12 @@ pub struct Record {
     pub privileged: bool,
     /// Image and container environment, in this order.
     pub env: Vec<String>,
+    /// The image's address without secrets, and its id; empty in records of earlier servers.
+    #[serde(default)]
+    pub image: (String, String),
+    /// What the image says of processes; nothing in records of earlier servers.
+    #[serde(default)]
+    pub defaults: Defaults,
     /// Garden's properties.
     pub properties: BTreeMap<String, String>,
     /// A stop has ended the processes, and nothing was started since.
@@ -70,7 +77,7 @@ pub struct Record {
 impl Record {
     /// See [`crate::admission::bounds::beyond`].
     pub fn beyond(&self) -> usize {
-        crate::admission::bounds::beyond(&self.env, &self.properties)
+        crate::admission::bounds::beyond(&self.env, &self.properties, &self.defaults)
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) const MAX_JSON: u64 = 4 << 20;
 pub const MAX_LAYERS: usize = 500;
 /// The maximum number of variables in an image's environment.
 const MAX_ENV: usize = 10_000;
+/// The maximum number of arguments in an image's entrypoint, and in its command.
+const MAX_ARGS: usize = 1000;
 /// The maximum number of URLs of one layer, since each may take all of its tries.
 const MAX_URLS: usize = 16;
 /// Annotations with the name of an image in an index: its tag, and (docker, containerd) its full name.
@@ -349,6 +351,10 @@ pub struct Config {
     pub user: String,
     /// The first process's directory; empty means `/`.
     pub working_dir: String,
+    /// The program of the first process with its first arguments; may be empty.
+    pub entrypoint: Vec<String>,
+    /// The arguments that follow unless there are others; without an entrypoint the program is the first of them.
+    pub command: Vec<String>,
     /// The platform of the image, as `linux/arm64`, if it differs from the host's. Escaped and cut.
     pub foreign: Option<String>,
 }
@@ -392,6 +398,8 @@ struct RunConfig {
     env: Option<Few<String, MAX_ENV>>,
     user: Option<String>,
     working_dir: Option<String>,
+    entrypoint: Option<Few<String, MAX_ARGS>>,
+    cmd: Option<Few<String, MAX_ARGS>>,
 }
 
 #[derive(Deserialize)]
@@ -415,6 +423,8 @@ impl ImageConfig {
                 env: run.env.map_or_else(Vec::new, |env| env.0),
                 user: run.user.unwrap_or_default(),
                 working_dir: run.working_dir.unwrap_or_default(),
+                entrypoint: run.entrypoint.map_or_else(Vec::new, |args| args.0),
+                command: run.cmd.map_or_else(Vec::new, |args| args.0),
                 foreign: platform.foreign(),
             },
             diff_ids: raw.rootfs.diff_ids.map_or_else(Vec::new, |ids| ids.0),

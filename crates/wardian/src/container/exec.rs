@@ -4,7 +4,7 @@ use super::run::{Place, Streams};
 use super::session::{self, End, PATIENCE, PIPE, Signals, failed, follow, streams};
 use super::spec::{Env, command};
 use super::{Server, block_on};
-use crate::exit::interrupted;
+use crate::exit::{interrupted, mistake};
 use crate::print;
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
@@ -39,7 +39,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 async fn work(args: Args) -> Result<ExitCode> {
     let Args { server, env, streams: wanted, place, handle, words, last } = args;
-    let mut process = place.process(command(words, last, "wardian exec HANDLE -- COMMAND")?);
+    let command = command(words, last)
+        .split_first()
+        .map(|(path, args)| (path.clone(), args.to_vec()))
+        .context("say what to run: wardian exec HANDLE -- COMMAND")
+        .map_err(mistake)?;
+    let mut process = place.process(command, "place");
     process.env = env.all()?;
     let detach = wanted.detach;
     let wanted = wanted.wanted(true);

@@ -4,8 +4,10 @@ use super::create::{create, destroy, tell};
 use super::session::{self, End, Signals, Wanted, failed, follow, streams};
 use super::spec::{Making, command};
 use super::{MAIN, Server, block_on};
-use anyhow::Result;
+use crate::exit::mistake;
+use anyhow::{Result, anyhow, ensure};
 use clap::Args as ClapArgs;
+use std::collections::VecDeque;
 use std::process::ExitCode;
 use wardian_garden::wire::ProcessSpec;
 use wardian_garden::{Error, Io};
@@ -13,7 +15,7 @@ use wardian_lab::Interrupted;
 
 /// What to run, and in what.
 #[derive(Debug, ClapArgs)]
-#[command(override_usage = "wardian run [OPTIONS] [IMAGE] [--] COMMAND...", after_help = session::EXIT_CODES)]
+#[command(override_usage = "wardian run [OPTIONS] [IMAGE] [--] [COMMAND...]", after_help = session::EXIT_CODES)]
 pub struct Args {
     #[command(flatten)]
     server: Server,
@@ -26,11 +28,15 @@ pub struct Args {
     streams: Streams,
     #[command(flatten)]
     place: Place,
+    /// Run this program instead of the image's entrypoint, with COMMAND as its arguments; "": no entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
     /// A name that `wardian image ls` shows, an image at a registry (alpine, HOST:PORT/REPOSITORY:TAG), a file or directory of
     /// the server's host (a relative one begins with ./), or an address such as oci:///DIR [default: the server's
     /// --default-rootfs]
     image: Option<String>,
-    /// What to run; after a -- also if there is no IMAGE
+    /// What to run, or the arguments of the image's entrypoint; after a -- also if there is no IMAGE [default: the image's
+    /// own command]
     #[arg(value_name = "COMMAND", allow_hyphen_values = true)]
     words: Vec<String>,
     #[arg(last = true, hide = true, value_name = "COMMAND")]
@@ -61,10 +67,10 @@ impl Streams {
 /// Who runs, and where.
 #[derive(Debug, ClapArgs)]
 pub struct Place {
-    /// Working directory, made if it is missing [default: the user's home]
+    /// Working directory, made if it is missing [default: the image's, or else /]
     #[arg(short, long, value_name = "DIR", value_parser = directory)]
     workdir: Option<String>,
-    /// Name, uid or uid:gid [default: root]
+    /// Name, uid, uid:gid or name:group [default: the image's, or else root]
     #[arg(short, long)]
     user: Option<String>,
 }
@@ -78,11 +84,11 @@ fn directory(text: &str) -> Result<String, String> {
 }
 
 impl Place {
-    /// Returns the spec of a process with this user and working directory.
-    pub fn process(self, command: (String, Vec<String>)) -> ProcessSpec {
+    /// Returns the spec of a process with this user and working directory; `of_image` says what the image adds.
+    pub fn process(self, command: (String, Vec<String>), of_image: &str) -> ProcessSpec {
         let (path, args) = command;
         let (dir, user) = (self.workdir.unwrap_or_default(), self.user.unwrap_or_default());
-        ProcessSpec { path, args, dir, user, ..ProcessSpec::default() }
+        ProcessSpec { path, args, dir, user, of_image: of_image.to_owned(), ..ProcessSpec::default() }
     }
 }
 
@@ -92,14 +98,23 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 async fn work(args: Args) -> Result<ExitCode> {
-    let Args { server, making, rm, streams: wanted, place, image, words, last } = args;
-    let command = command(words, last, "wardian run IMAGE -- COMMAND")?;
+    let Args { server, making, rm, streams: wanted, place, entrypoint, image, words, last } = args;
+    let mut words = VecDeque::from(command(words, last));
+    let of_image = if entrypoint.is_some() { "place" } else { "command" };
+    let program = entrypoint.filter(|program| !program.is_empty());
+    let is_named = program.is_some() || of_image == "command";
+    let program = program.or_else(|| words.pop_front());
+    ensure!(
+        is_named || program.is_some(),
+        mistake(anyhow!("--entrypoint \"\": say what to run: wardian run IMAGE -- COMMAND"))
+    );
+    let command = (program.unwrap_or_default(), words.into());
     let detach = wanted.detach;
     // With --rm, detaching is not possible: this process must stay to destroy the container.
     let wanted = wanted.wanted(!rm);
     wanted.check()?;
     let spec = making.spec(image.as_deref())?;
-    let mut process = ProcessSpec { id: MAIN.to_owned(), ..place.process(command) };
+    let mut process = ProcessSpec { id: MAIN.to_owned(), ..place.process(command, of_image) };
     let (client, mut signals) = (server.client()?, Signals::catch()?);
     wanted.foreground(&mut signals).await?;
     wanted.prepare(&mut process);

@@ -294,16 +294,14 @@ fn parse_volume(text: &str) -> Result<BindMount> {
 }
 
 /// Returns the command to run: the words after the image or handle, or those after a `--`.
-pub fn command(words: Vec<String>, last: Vec<String>, usage: &str) -> Result<(String, Vec<String>)> {
+pub fn command(words: Vec<String>, last: Vec<String>) -> Vec<String> {
     let mut all = words;
     if !all.is_empty() && !last.is_empty() {
         // A `--` after other words belongs to the command.
         all.push("--".to_owned());
     }
     all.extend(last);
-    let mut all = all.into_iter();
-    let path = all.next().with_context(|| format!("say what to run: {usage}")).map_err(mistake)?;
-    Ok((path, all.collect()))
+    all
 }
 
 #[cfg(test)]

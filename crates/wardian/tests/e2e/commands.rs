@@ -102,7 +102,7 @@ async fn run_ends_as_its_process_does() {
     }
     assert!(fails(&server, 125, &["run", "--rm", "/nope.tar", "true"]).contains("/nope.tar"));
     assert!(fails(&server, 125, &["run", "-u", "nobody-here", "--", "true"]).contains("unable to find user"));
-    assert!(fails(&server, 2, &["run", image]).contains("say what to run: wardian run IMAGE -- COMMAND"));
+    assert!(fails(&server, 125, &["run", image]).contains("no command of its own"));
     assert!(fails(&server, 2, &["run", "-it", "--", "sh"]).contains("-t needs a terminal"));
     // Where nothing was run nothing is left, with or without --rm.
     assert_eq!(handles(&server), Vec::<String>::new());

@@ -45,6 +45,7 @@ mod host_files;
 mod hostile_dirs;
 mod hostile_images;
 mod house;
+mod image_command;
 mod images;
 mod inherited;
 mod inside;

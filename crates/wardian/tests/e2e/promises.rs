@@ -125,8 +125,7 @@ fn mistakes_on_the_command_line_end_with_2() {
     fs::write(&env, "=1\n").unwrap();
     let (env, missing) = (env.to_str().unwrap(), base.path().join("missing").to_str().unwrap().to_owned());
     for (args, says) in [
-        (&["run", "x"][..], "say what to run: wardian run IMAGE -- COMMAND"),
-        (&["run"], "say what to run"),
+        (&["run", "--entrypoint", "", "x"][..], "say what to run: wardian run IMAGE -- COMMAND"),
         (&["exec", "h"], "say what to run: wardian exec HANDLE -- COMMAND"),
         (&["run", "-e", "=1", "x", "true"], "no name of a variable"),
         (&["exec", "-e", "=1", "h", "true"], "no name of a variable"),
