@@ -243,8 +243,8 @@ mod tests {
     #[test]
     fn what_is_large_is_counted_together() {
         let properties = |bytes: usize| BTreeMap::from([("k".to_owned(), "v".repeat(bytes - 1))]);
-        assert_eq!(beyond(&["a".repeat(100)], &properties(OWN - 100)), 0);
-        assert_eq!(beyond(&["a".repeat(101)], &properties(OWN - 100)), 1);
+        assert_eq!(beyond(&["a".repeat(100)], &properties(OWN - 100), &Defaults::default()), 0);
+        assert_eq!(beyond(&["a".repeat(101)], &properties(OWN - 100), &Defaults::default()), 1);
         let full = || std::iter::repeat_n(1 << 20, 16);
         assert!(beside(0, full()).is_ok() && beside(1 << 20, full().skip(1)).is_ok());
         assert!(says(beside(1, full())).contains("destroy others"));

@@ -7,10 +7,14 @@ use crate::store::Inner;
 
 /// How long a close waits for threads that wait for the disk.
 const CLOSING: Duration = Duration::from_secs(2);
+/// How long it waits for new layers to be on the disk: the next process distrusts those that are not, and fetches them
+/// again.
+const WRITTEN: Duration = Duration::from_secs(1);
 
 impl Inner {
     pub(crate) fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
+            self.durability.drain(WRITTEN, &|| false);
             let until = Instant::now() + CLOSING;
             self.durability.stop();
             let stopped = [self.door.stop(until), self.reaper.stop(until), self.measurer.stop(until)];

@@ -36,6 +36,13 @@ impl Inner {
         if let Some(image) = self.pulled_at_hand(reference)? {
             return Ok(Opened::Here(Box::new(image)));
         }
+        // A name that an import has given says where its layers are had from once more.
+        if let Below::Name(name) = &reference.below
+            && reference.pull().is_content()
+            && image::find(&self.layout, name).is_ok_and(|named| ImageName::of_uri(&named.source).is_err())
+        {
+            return Ok(Opened::Here(Box::new(self.image_below(&Reference::parse(name)?, progress)?)));
+        }
         let names = match self.candidates(reference) {
             Ok(names) => names,
             Err(source) => {
