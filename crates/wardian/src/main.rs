@@ -18,6 +18,7 @@ mod store;
 mod systemd;
 mod watch;
 mod why;
+mod words;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use std::process::ExitCode;
@@ -90,9 +91,12 @@ fn main() -> ExitCode {
     if grootfs::is_meant(args.next().as_ref()) {
         return grootfs::run(args);
     }
-    let done = match Cli::try_parse() {
-        Ok(cli) => run(cli.command),
-        Err(said) => print::parser(&said),
+    let done = match words::meant(std::env::args_os().collect()) {
+        words::Meant::Ours(args) => match Cli::try_parse_from(args) {
+            Ok(cli) => run(cli.command),
+            Err(said) => print::parser(said),
+        },
+        words::Meant::Answer(text) => Err(exit::mistake(anyhow::anyhow!(text))),
     };
     done.unwrap_or_else(|error| {
         print::failure(&error);

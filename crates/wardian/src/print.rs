@@ -47,8 +47,20 @@ pub fn written(bytes: &[u8]) -> Result<bool> {
     }
 }
 
+/// Commands that take something away, which nobody is to run by a slip of the keyboard.
+const DESTROYING: [&str; 4] = ["rm", "reset", "stop", "delete"];
+
 /// Prints the parser's message: help to standard output, an error to standard error.
-pub fn parser(said: &clap::Error) -> Result<ExitCode> {
+pub fn parser(mut said: clap::Error) -> Result<ExitCode> {
+    use clap::error::{ContextKind, ContextValue};
+    if let Some(ContextValue::Strings(words)) = said.get(ContextKind::SuggestedSubcommand) {
+        let words: Vec<_> =
+            words.iter().filter(|word| !DESTROYING.contains(&word.as_str())).cloned().collect();
+        said.remove(ContextKind::SuggestedSubcommand);
+        if !words.is_empty() {
+            said.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(words));
+        }
+    }
     match said.print() {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe && !said.use_stderr() => {
             return Err(error).context("write to standard output");
