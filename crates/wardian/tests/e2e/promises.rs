@@ -153,6 +153,11 @@ fn mistakes_on_the_command_line_end_with_2() {
         (&["image", "export", "x", "-", "--format", "dir"], "makes a directory"),
         (&["image", "export", "x", "-", "--format", "oci"], "makes a directory"),
         (&["store", "gc", "--dry-run", "--yes"], "cannot be used with"),
+        (&["restart", "web"], "wardian exec HANDLE -- COMMAND"),
+        (&["container", "start", "web"], "wardian exec HANDLE -- COMMAND"),
+        (&["build", "."], "wardian builds no images"),
+        (&["rmi"], "<NAME>"),
+        (&["rn", "web"], "unrecognized subcommand 'rn'"),
     ] {
         // Nobody is asked: there is no such server.
         let mut command = Command::new(WARDIAN);
@@ -162,6 +167,8 @@ fn mistakes_on_the_command_line_end_with_2() {
             .env("WARDIAN_ROOT", base.path().join("no"));
         let said = Said::from(command.current_dir(base.path()).stdin(Stdio::null()).output().unwrap());
         assert!(said.code == Some(2) && said.out.is_empty() && said.err.contains(says), "{args:?}: {said:?}");
+        // A slip of the keyboard is answered with nothing that takes something away.
+        assert!(args[0] != "rn" || !said.err.contains("rm"), "{said:?}");
     }
     assert_eq!(fs::read_dir(base.path()).unwrap().count(), 1);
 }
