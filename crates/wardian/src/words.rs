@@ -1,7 +1,7 @@
 //! Words that users of docker and podman type: those that mean a command of ours are that command, and the others are
 //! answered with what is here instead, because the parser's nearest word would be of no help.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
 /// What the first words of a command line are.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ const SAME: [(&str, &[&str]); 11] = [
 ];
 
 /// Words that have no counterpart, and what is here instead.
-const ANSWERS: [(&str, &str); 34] = [
+const ANSWERS: [(&str, &str); 35] = [
     (
         "build",
         "wardian builds no images: build them with docker, podman or buildah, and bring them in by `wardian image pull NAME` or \
@@ -95,11 +95,8 @@ const ANSWERS: [(&str, &str); 34] = [
     ("unpause", "no container can be paused, see `wardian pause`"),
     ("update", "`wardian limit HANDLE` changes the disk limit; other limits are those of the create"),
     ("volume", "a volume is a directory of the host: `wardian run -v /DIR:/DIR`"),
+    ("wait", "`wardian attach HANDLE` ends with the exit code of the process that `run` has started"),
 ];
-
-/// A command that is waited for.
-const WAIT: (&str, &str) =
-    ("wait", "`wardian attach HANDLE` ends with the exit code of the process that `run` has started");
 
 /// Returns what is meant by a command line, which begins with the program.
 pub fn meant(args: Vec<OsString>) -> Meant {
@@ -118,11 +115,7 @@ pub fn meant(args: Vec<OsString>) -> Meant {
     if word(1) == "container" && args.len() > 2 {
         return meant(args[..1].iter().chain(&args[2..]).cloned().collect());
     }
-    match ANSWERS
-        .iter()
-        .chain([&WAIT])
-        .find(|(theirs, _)| args.get(1).map(OsString::as_os_str) == Some(OsStr::new(theirs)))
-    {
+    match ANSWERS.iter().find(|(theirs, _)| *theirs == word(1)) {
         Some((theirs, answer)) => Meant::Answer(format!("there is no `wardian {theirs}`: {answer}")),
         None => Meant::Ours(args),
     }
@@ -163,11 +156,7 @@ mod tests {
     fn words_are_not_commands() {
         let wardian = crate::Cli::command();
         let docs = include_str!("../../../docs/from-docker.md");
-        for word in SAME
-            .iter()
-            .map(|(theirs, _)| *theirs)
-            .chain(ANSWERS.iter().chain([&WAIT]).map(|(theirs, _)| *theirs))
-        {
+        for word in SAME.iter().map(|(theirs, _)| *theirs).chain(ANSWERS.iter().map(|(theirs, _)| *theirs)) {
             assert!(docs.contains(&format!("`{word}")), "docs/from-docker.md has no `{word}`");
             let mut at = Some(&wardian);
             for part in word.split(' ') {
@@ -187,7 +176,7 @@ mod tests {
             true
         };
         let is_answer = |text: &str| ANSWERS.iter().any(|(theirs, _)| text == *theirs);
-        for (theirs, answer) in ANSWERS.iter().chain([&WAIT]) {
+        for (theirs, answer) in &ANSWERS {
             for text in answer.split("`wardian ").skip(1).filter_map(|rest| rest.split('`').next()) {
                 assert!(named(text) || is_answer(text), "{theirs}: {text}");
             }
