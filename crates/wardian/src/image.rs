@@ -116,6 +116,13 @@ enum Command {
         /// Its name
         name: String,
     },
+    /// Give an image another name as well
+    Tag {
+        /// Its name
+        name: String,
+        /// The other name; if another image has it, that one loses it
+        new: String,
+    },
     /// Untag images and delete layers that no other image or container uses
     Rm {
         /// Remove pinned images too
@@ -189,6 +196,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let store = place.open_existing()?;
             inspect(&store, &meant(&store, &name))?;
         }
+        Command::Tag { name, new } => tag(&place, &name, &new)?,
         Command::Rm { names, force } => return remove(&place, &names, force),
         Command::Pin { names } => return each(&names, &mut pin(place.open_existing()?, true)),
         Command::Unpin { names } => return each(&names, &mut pin(place.open_existing()?, false)),
@@ -636,6 +644,17 @@ fn each(names: &[String], work: &mut dyn FnMut(&str) -> Result<()>) -> Result<Ex
         }
     }
     failure.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+fn tag(place: &Place, name: &str, new: &str) -> Result<()> {
+    let store = place.open_existing()?;
+    let (image, replaced) = store.tag(&meant(&store, name), new)?;
+    if place.json {
+        let replaced = replaced.map(|old| old.id);
+        return print::json(&json!({ "name": image.name, "id": image.id, "replaced": replaced }));
+    }
+    replaced.iter().for_each(tell_replaced);
+    print::text(&format!("{}  {}\n", print::short(&image.id), image.name))
 }
 
 fn pin(store: Store, pinned: bool) -> impl FnMut(&str) -> Result<()> {

@@ -64,7 +64,7 @@ enum Command {
     Rm(container::manage::Rm),
     /// Print what happens to containers, as it happens
     Events(container::events::Args),
-    /// Manage images: pull, push, import, export, list, remove; log in to registries
+    /// Manage images: pull, push, import, export, list, tag, remove; log in to registries
     Image(image::Args),
     /// Root file systems for scripts: make them from an image, attached, and throw them away
     Rootfs(rootfs::Args),

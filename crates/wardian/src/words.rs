@@ -13,9 +13,10 @@ pub enum Meant {
 }
 
 /// Commands of docker's that are commands of ours.
-const SAME: [(&str, &[&str]); 11] = [
+const SAME: [(&str, &[&str]); 12] = [
     ("images", &["image", "ls"]),
     ("rmi", &["image", "rm"]),
+    ("tag", &["image", "tag"]),
     ("pull", &["image", "pull"]),
     ("push", &["image", "push"]),
     ("login", &["image", "login"]),
@@ -28,7 +29,7 @@ const SAME: [(&str, &[&str]); 11] = [
 ];
 
 /// Words that have no counterpart, and what is here instead.
-const ANSWERS: [(&str, &str); 35] = [
+const ANSWERS: [(&str, &str); 34] = [
     (
         "build",
         "wardian builds no images: build them with docker, podman or buildah, and bring them in by `wardian image pull NAME` or \
@@ -83,11 +84,6 @@ const ANSWERS: [(&str, &str); 35] = [
     ),
     ("swarm", "wardian is an engine for one host"),
     ("system", "`wardian store usage` tells what takes space, and `wardian store gc` gives it back"),
-    (
-        "tag",
-        "`wardian image import docker://HOST/REPOSITORY:TAG -t NAME` gives an image of a registry another name; its layers are \
-         not fetched again",
-    ),
     (
         "top",
         "`wardian exec HANDLE -- ps` lists the processes, and `wardian why HANDLE` tells what they wait for",

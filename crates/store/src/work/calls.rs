@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::disk::layout::Layout;
 use crate::disk::limit::DiskLimit;
 use crate::disk::lock::Role;
+use crate::disk::record::now_ms;
 use crate::error::{Error, Result};
 use crate::failpoints::Point;
 use crate::images::flight::Flights;
@@ -177,6 +178,19 @@ impl Store {
             }
         }
         Err(Error::Collected { uri: reference.shown() })
+    }
+
+    /// Gives the image of a name another name, too, of the operator's choice. Returns the image that had that name before,
+    /// if it was another one. Waits for the disk.
+    ///
+    /// # Errors
+    /// No image has the name, or the new one is none.
+    pub fn tag(&self, name: &str, new: &str) -> Result<(Named, Option<Named>)> {
+        let layout = &self.0.layout;
+        let (image, documents) = image::read_whole(layout, name)?;
+        let tagged = Named { name: new.to_owned(), pinned: false, imported_ms: now_ms(), ..image };
+        let replaced = image::save(layout, tagged, &documents, Wish::Operator)?;
+        Ok((image::find(layout, new)?, replaced))
     }
 
     /// Whether all layers of an image are still in place, so that everything read from them until now was complete.

@@ -609,6 +609,13 @@ fn names_of_images_are_found_by_every_spelling() {
             "{spelling}: {said:?}"
         );
     }
+    // Another name for it, which an image may have had.
+    let said = say(&["image", "tag", "short", "other"]);
+    assert!(said.code == Some(0) && said.out.ends_with("  other\n") && said.err.is_empty(), "{said:?}");
+    let own = alone.place.json(&["image", "tag", &name, "other:latest"]);
+    assert!(own["name"] == "other" && own["replaced"].is_null(), "{own}");
+    assert_eq!(say(&["image", "tag", "nothing", "x"]).code, Some(1));
+    assert_eq!(say(&["image", "tag", "other", "a b"]).code, Some(1));
     // A name that another image had is told.
     registry.push("app", "latest", &Image::of(&[&tar_of(&[("two", b"2")])]));
     let said = say(&["image", "pull", "app"]);
@@ -630,7 +637,7 @@ fn names_of_images_are_found_by_every_spelling() {
     assert_eq!(said.code, Some(0), "{said:?}");
     let said = say(&["rootfs", "delete", "r"]);
     assert_eq!(said.code, Some(0), "{said:?}");
-    assert_eq!(say(&["image", "rm", "app"]).code, Some(0));
+    assert_eq!(say(&["image", "rm", "app", "other"]).code, Some(0));
     alone.finish();
 }
 
