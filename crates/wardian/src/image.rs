@@ -110,7 +110,11 @@ enum Command {
     },
     /// List the images that have a name
     #[command(alias = "list")]
-    Ls,
+    Ls {
+        /// Print their ids alone
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Print the details of an image as JSON
     Inspect {
         /// Its name
@@ -191,7 +195,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Tags { name } => registry::tags(&place, &name)?,
         Command::Login(login) => registry::login(&place, &login)?,
         Command::Logout { registry } => registry::logout(&place, &registry)?,
-        Command::Ls => list(&place)?,
+        Command::Ls { quiet } => list(&place, quiet)?,
         Command::Inspect { name } => {
             let store = place.open_existing()?;
             inspect(&store, &meant(&store, &name))?;
@@ -562,9 +566,13 @@ fn layers_of(store: &Store, image: &Named) -> Vec<LayerInfo> {
     image.layers.iter().filter_map(|chain| store.layer(chain)).collect()
 }
 
-fn list(place: &Place) -> Result<()> {
+fn list(place: &Place, quiet: bool) -> Result<()> {
     let store = place.open_existing()?;
     let images = store.images()?;
+    if quiet && !place.json {
+        let lines: String = images.iter().map(|image| format!("{}\n", print::short(&image.id))).collect();
+        return print::text(&lines);
+    }
     let bytes = |image: &Named| layers_of(&store, image).iter().map(size).sum::<u64>();
     if place.json {
         let entry = |image: &Named| {
@@ -594,8 +602,11 @@ fn list(place: &Place) -> Result<()> {
     print::text(&print::table(["NAME", "ID", "SIZE", "LAYERS", "PINNED", "IMPORTED"], &rows))
 }
 
-/// Returns the name in the store that is meant: that name, or the one that an address or a short name of an image at a
-/// registry has there. One that the store does not have stays as it is.
+/// The least hex digits that are taken for the beginning of an image's id.
+const LEAST_ID: usize = 4;
+
+/// Returns the name in the store that is meant: that name, the one that an address or a short name of an image at a
+/// registry has there, or that of the only image whose id begins so. One that the store does not have stays as it is.
 fn meant(store: &Store, text: &str) -> String {
     let is_there = |name: &String| store.find_image(name).is_ok();
     if let Ok(name) = ImageName::of_uri(text) {
@@ -607,7 +618,17 @@ fn meant(store: &Store, text: &str) -> String {
     }
     let candidates = Known::of_host().registries().ok().and_then(|all| all.candidates(&text).ok());
     let mut names = candidates.into_iter().flatten().map(|name| short(&name.to_string()).to_owned());
-    names.find(is_there).unwrap_or(text)
+    if let Some(name) = names.find(is_there) {
+        return name;
+    }
+    if text.len() >= LEAST_ID && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let images = store.images().unwrap_or_default();
+        let mut found = images.iter().filter(|image| image.id.starts_with(&text));
+        if let (Some(image), None) = (found.next(), found.next()) {
+            return image.name.clone();
+        }
+    }
+    text
 }
 
 fn inspect(store: &Store, name: &str) -> Result<()> {

@@ -81,10 +81,10 @@ pub struct Making {
     #[arg(short = 'v', long = "volume", value_name = "HOST:CONTAINER[:ro|rw]", value_parser = volume)]
     volumes: Vec<BindMount>,
     /// Most memory, swap included: 500000000, 512M (2^20), 512MB (10^6)
-    #[arg(long, value_name = "BYTES", value_parser = size)]
+    #[arg(short = 'm', long, value_name = "BYTES", value_parser = size)]
     memory: Option<u64>,
     /// Share of the processors when they are busy, relative to others'; 1024 is usual
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=262_144))]
+    #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=262_144))]
     cpu_shares: Option<u64>,
     #[command(flatten)]
     disk: Disk,

@@ -609,6 +609,10 @@ fn names_of_images_are_found_by_every_spelling() {
             "{spelling}: {said:?}"
         );
     }
+    // Its id, as it is printed.
+    let id = say(&["image", "ls", "-q"]).out;
+    assert_eq!(id.trim().len(), 12, "{id}");
+    assert!(say(&["image", "inspect", id.trim()]).out.contains(&format!("\"name\": \"{name}\"")));
     // Another name for it, which an image may have had.
     let said = say(&["image", "tag", "short", "other"]);
     assert!(said.code == Some(0) && said.out.ends_with("  other\n") && said.err.is_empty(), "{said:?}");
