@@ -51,7 +51,9 @@ pub struct Collected {
     pub freed_bytes: u64,
     /// The bytes that were kept of blobs whose fetch ended early, and are freed, too.
     pub partial_bytes: u64,
-    /// The bytes of the layers that stay, and, if there is a number that they may take, of the images' documents.
+    /// The bytes of manifests and configs that are freed with the names that had them.
+    pub documents_bytes: u64,
+    /// The bytes of the layers that stay.
     pub kept_bytes: u64,
     /// Of those, the bytes that must not be collected: used by root file systems, pinned, or of named images that
     /// this collection spares.
@@ -139,8 +141,9 @@ impl Inner {
             }
             Garbage::Unnamed => image::Weights::default(),
         };
-        let layers_bytes: u64 = layers.iter().map(|l| l.record.size()).sum();
-        let mut done = Collected { kept_bytes: layers_bytes + weights.bytes(), ..Collected::default() };
+        let documents = weights.bytes();
+        let mut done =
+            Collected { kept_bytes: layers.iter().map(|l| l.record.size()).sum(), ..Collected::default() };
         for Seen { record, trusted, .. } in layers {
             let in_use = used.iter().any(|used| used.instance == record.instance);
             if in_use || kept.contains(&record.chain_id) {
@@ -148,7 +151,7 @@ impl Inner {
                 continue;
             }
             let concerned = only.is_none_or(|only| only.contains(&record.chain_id));
-            if concerned && (done.kept_bytes > target || !trusted) {
+            if concerned && (done.kept_bytes + documents > target || !trusted) {
                 take(&record)?;
                 done.kept_bytes -= record.size();
                 done.freed_bytes += record.size();
@@ -159,17 +162,14 @@ impl Inner {
         let emptied = images.iter().filter(|image| image.layers.iter().any(|layer| gone.contains(layer)));
         done.images = emptied.map(|image| image.name.clone()).collect();
         if only.is_none() {
-            let before = weights.bytes();
             done.images.iter().for_each(|name| weights.without(name));
-            let left = done.kept_bytes - before;
-            while left + weights.bytes() > target
+            while done.kept_bytes + weights.bytes() > target
                 && let Some(oldest) = weights.oldest().map(|image| image.name.clone())
             {
                 weights.without(&oldest);
                 done.images.push(oldest);
             }
-            done.freed_bytes += before - weights.bytes();
-            done.kept_bytes = left + weights.bytes();
+            done.documents_bytes = documents - weights.bytes();
         }
         Ok(done)
     }

@@ -1,6 +1,6 @@
 //! `wardian create`.
 
-use super::session::{End, PIPE, Signals};
+use super::session::{End, PATIENCE, PIPE, Signals};
 use super::spec::Making;
 use super::{Server, block_on};
 use crate::exit::interrupted;
@@ -18,6 +18,8 @@ use wardian_store::Phase;
 
 /// No progress is printed for creates up to this duration.
 const QUICK: Duration = Duration::from_millis(500);
+/// How long a server may take to say which images it brings into its store.
+const ANSWER: Duration = Duration::from_secs(1);
 /// After this time a server has noticed that a client has gone.
 const LEFT: Duration = Duration::from_millis(400);
 /// Where the kernel gives a new identifier at each read (`random(4)`).
@@ -100,13 +102,16 @@ pub async fn create(
     let (handle, image) = (&spec.handle, &wardian_image::shown(&spec.image.uri));
     let mut made = Box::pin(importing(client, client.create_told(&spec), image));
     let made = match signals.until(&mut made).await {
-        Err(number) if is_brought(client, image).await => {
-            drop(made);
-            return Err(leave(client, signals, handle, number).await);
-        }
-        Err(number) => {
-            signals.rest(number, Some("the container is being made; it is destroyed then"), made).await
-        }
+        Err(number) => match signals.until(is_brought(client, image)).await {
+            Ok(true) => {
+                drop(made);
+                return Err(leave(client, signals, handle, number).await);
+            }
+            Ok(false) => {
+                signals.rest(number, Some("the container is being made; it is destroyed then"), made).await
+            }
+            Err(second) => Err(second),
+        },
         made => made,
     };
     let made = match made {
@@ -135,9 +140,10 @@ pub async fn create(
     }
 }
 
-/// Whether the server brings the image into its store at the moment.
+/// Whether the server brings the image into its store at the moment; one that does not answer soon does not say so.
 async fn is_brought(client: &Client, image: &str) -> bool {
-    client.images_under_way().await.is_ok_and(|images| images.iter().any(|other| other.image == image))
+    let images = tokio::time::timeout(ANSWER, client.images_under_way()).await;
+    images.is_ok_and(|images| images.is_ok_and(|images| images.iter().any(|other| other.image == image)))
 }
 
 /// Ends a create whose image was not there yet, and whose request was dropped. The image may just have come: the server
@@ -145,10 +151,10 @@ async fn is_brought(client: &Client, image: &str) -> bool {
 async fn leave(client: &Client, signals: &mut Signals, handle: &str, number: i32) -> anyhow::Error {
     for _ in 0..2 {
         tokio::time::sleep(LEFT).await;
-        match signals.until(client.destroy(handle)).await {
-            Ok(Err(error)) if error.kind() == Some(ErrorKind::ContainerNotFound) => {}
-            Ok(Ok(())) => return Interrupted(number).into(),
-            Ok(Err(_)) | Err(_) => {
+        match signals.until(tokio::time::timeout(PATIENCE, client.destroy(handle))).await {
+            Ok(Ok(Err(error))) if error.kind() == Some(ErrorKind::ContainerNotFound) => {}
+            Ok(Ok(Ok(()))) => return Interrupted(number).into(),
+            Ok(_) | Err(_) => {
                 let text =
                     format!("interrupted: `wardian rm {handle}` removes the container, if it was made");
                 return interrupted(number, &text);

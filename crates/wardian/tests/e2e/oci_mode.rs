@@ -453,7 +453,7 @@ fn an_app_makes_an_ordinary_image() {
     let add = |args: &[&str]| place.fail(&[&["image", "add-layer"], args].concat());
     let wrong = "0".repeat(64);
     for (args, why) in [
-        (vec!["nothing", &app, "--path", "/a", "-t", "x"], "neither an image in the store"),
+        (vec!["nothing", &app, "--path", "/a", "-t", "x"], "there is no image"),
         (vec!["bb", "/no-such", "--path", "/a", "-t", "x"], "/no-such"),
         (vec!["bb", &app, "--path", "a", "-t", "x"], "app_path: it must be absolute"),
         (vec!["bb", &app, "--path", "/a", "-t", "../x"], "is no name for an image"),
