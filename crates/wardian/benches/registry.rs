@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const LAYERS: u64 = 10;
-/// Bytes of files in one layer; compressed it has about two fifths of them, as layers of programs and texts have.
-const LAYER: usize = 100_000_000;
+/// Bytes of files in one layer; compressed by gzip it has about half of them, so that the image has 400 MB.
+const LAYER: usize = 75_000_000;
 /// Of so many words the files are made, the first of them more often than the last.
 const WORDS: usize = 4096;
 /// How often a process is started that takes milliseconds.
