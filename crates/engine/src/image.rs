@@ -7,7 +7,7 @@
 //! request holds a place in one gate while it queues at another.
 
 use crate::admission::gate::{Gate, PATIENCE};
-use crate::admission::shared::Shared;
+use crate::admission::shares::Shares;
 use crate::{Engine, Error, PullTerms, Result};
 use parking_lot::Mutex;
 use std::future::{Future, pending};
@@ -23,8 +23,9 @@ use wardian_sys::text::chain;
 /// are unpacked side by side.
 pub const AT_ONCE: usize = 64;
 /// How many of these may be for images of one registry, which may be slow, or limit how often it is asked.
-pub const OF_ONE: usize = 16;
-/// The bytes of memory that a registry's answer may take until its image is known: index, manifest and config.
+const OF_ONE: usize = 16;
+/// As how many bytes of memory a registry's answers are counted until its image is known. Each of index, manifest and
+/// config may have so many, and nearly all have some kilobytes.
 const TO_ASK: usize = 4 << 20;
 /// The most images that are opened at once, of each kind, and the bytes of memory that one may take: names in
 /// an archive, documents.
@@ -52,12 +53,12 @@ pub struct Gates {
     /// For reading directories.
     trees: Gate,
     /// For manifests from registries, which may take long to answer.
-    registries: Shared,
+    registries: Shares,
     /// For decompressing archives: one at a time, since a decoder holds up to 32 MiB, as the file chooses.
     packed: Gate,
     fetching: Gate,
     /// For layers from registries.
-    receiving: Shared,
+    receiving: Shares,
     /// Permits for KiB of manifests and configs.
     documents: Arc<Semaphore>,
     /// What is under way, oldest first; `None` once the server ends.
@@ -85,16 +86,16 @@ impl Gates {
     /// Makes gates at each of which `queue` requests may wait.
     pub fn new(queue: usize) -> Self {
         let gate = |what, places| Gate::new(what, None, places, queue);
-        let shared = |what, places| Shared::new(gate(what, places), queue);
+        let shares = |what, places| Shares::new(gate(what, places), OF_ONE, queue);
         let asked = (memory::budget(MOST, PART) / TO_ASK).clamp(1, AT_ONCE);
         let places = (memory::budget(MOST, PART) / TO_OPEN).clamp(1, OPENED_AT_ONCE);
         Self {
             opening: gate("images that are opened", places),
             trees: gate("directories that are looked at as images", places),
-            registries: shared("images that registries are asked for", asked),
+            registries: shares("images that registries are asked for", asked),
             packed: gate("archives that are decompressed", 1),
             fetching: gate("fetches of images", AT_ONCE),
-            receiving: shared("fetches of images from registries", AT_ONCE),
+            receiving: shares("fetches of images from registries", AT_ONCE),
             documents: Arc::new(Semaphore::new(memory::budget(MOST, PART) >> 10)),
             under_way: Arc::new(Mutex::new(Some(Vec::new()))),
         }

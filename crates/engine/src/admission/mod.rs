@@ -2,4 +2,4 @@
 
 pub mod bounds;
 pub mod gate;
-pub mod shared;
+pub mod shares;

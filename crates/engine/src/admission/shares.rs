@@ -2,7 +2,6 @@
 
 use super::gate::Gate;
 use crate::Result;
-use crate::image::OF_ONE;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ const NAMES: usize = 256;
 /// A gate for requests that depend on others, each known by a name, as registries: one that does not answer, or has its
 /// clients wait, takes its share of the places, and the rest is for the others.
 #[derive(Debug)]
-pub struct Shared {
+pub struct Shares {
     all: Gate,
     share: usize,
     queue: usize,
@@ -34,10 +33,11 @@ impl From<OwnedSemaphorePermit> for Place {
     }
 }
 
-impl Shared {
-    /// Divides the places of a gate; `queue` requests may wait for the share of one.
-    pub fn new(all: Gate, queue: usize) -> Self {
-        let share = OF_ONE.min(all.places().div_ceil(2));
+impl Shares {
+    /// Divides the places of a gate: one name has at most `share` of them, and half of them if that is less; `queue`
+    /// requests may wait for the share of one.
+    pub fn new(all: Gate, share: usize, queue: usize) -> Self {
+        let share = share.min(all.places().div_ceil(2));
         Self { all, share, queue, of: Mutex::default() }
     }
 
@@ -64,11 +64,11 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_takes_all_places() {
-        let shared = Shared::new(Gate::new("fetches", None, 4, 9), 9);
-        let slow = [shared.enter("slow").await.unwrap(), shared.enter("slow").await.unwrap()];
-        let mut third = std::pin::pin!(shared.enter("slow"));
+        let shares = Shares::new(Gate::new("fetches", None, 4, 9), 16, 9);
+        let slow = [shares.enter("slow").await.unwrap(), shares.enter("slow").await.unwrap()];
+        let mut third = std::pin::pin!(shares.enter("slow"));
         assert!(tokio::time::timeout(Duration::from_millis(5), &mut third).await.is_err());
-        let other = shared.enter("other").await.unwrap();
+        let other = shares.enter("other").await.unwrap();
         drop(slow);
         third.await.unwrap();
         drop(other);
@@ -76,12 +76,12 @@ mod tests {
 
     #[tokio::test]
     async fn names_are_forgotten() {
-        let shared = Shared::new(Gate::new("fetches", None, 4, 9), 9);
-        let place = shared.enter("kept").await.unwrap();
+        let shares = Shares::new(Gate::new("fetches", None, 4, 9), 16, 9);
+        let place = shares.enter("kept").await.unwrap();
         for n in 0..3 * NAMES {
-            drop(shared.enter(&n.to_string()).await.unwrap());
+            drop(shares.enter(&n.to_string()).await.unwrap());
         }
-        let names = shared.of.lock();
+        let names = shares.of.lock();
         assert!(names.len() <= NAMES && names.contains_key("kept"), "{}", names.len());
         drop(place);
     }
