@@ -405,7 +405,7 @@ impl Push<'_> {
 }
 
 impl Content for Section {
-    fn open<'a>(&'a self, from: u64, _: &'a Stop<'a>) -> Result<Box<dyn Read + Send + 'a>, Error> {
+    fn open(&self, from: u64) -> Result<Box<dyn Read + Send + '_>, Error> {
         let mut section = self.clone();
         let error = |source| Error::Io { op: "read", path: "a layer's blob".into(), source };
         section.seek(SeekFrom::Start(from)).map_err(error)?;

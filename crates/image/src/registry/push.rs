@@ -46,11 +46,11 @@ pub enum Sent {
 
 /// The bytes of a blob, which may be read several times.
 pub(crate) trait Content: Sync {
-    /// Returns a reader of the bytes from this offset on, whose errors may hold an [`Error`], and which ends on `stop`.
+    /// Returns a reader of the bytes from this offset on, whose errors may hold an [`Error`].
     ///
     /// # Errors
     /// They cannot be had.
-    fn open<'a>(&'a self, from: u64, stop: &'a Stop<'a>) -> Result<Box<dyn Read + Send + 'a>, Error>;
+    fn open(&self, from: u64) -> Result<Box<dyn Read + Send + '_>, Error>;
 }
 
 /// A blob to be sent.
@@ -62,7 +62,7 @@ pub(crate) struct Outgoing<'a> {
 }
 
 impl Content for Vec<u8> {
-    fn open<'a>(&'a self, from: u64, _: &'a Stop<'a>) -> Result<Box<dyn Read + Send + 'a>, Error> {
+    fn open(&self, from: u64) -> Result<Box<dyn Read + Send + '_>, Error> {
         Ok(Box::new(self.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default()))
     }
 }
@@ -142,7 +142,7 @@ impl Pusher {
             work,
             begin: self.registry.location("blobs/uploads/", work)?,
             upload,
-            whole: (blob.size <= SMALL).then(|| whole(blob, stop)).transpose()?,
+            whole: (blob.size <= SMALL).then(|| whole(blob)).transpose()?,
             finishing: false,
             renewed: false,
         };
@@ -366,7 +366,7 @@ fn stream(
         what: &what,
         from: upload.at,
         length: blob.size - upload.at,
-        reader: blob.content.open(upload.at, &reading)?,
+        reader: blob.content.open(upload.at)?,
         reading: &reading,
         sent,
     };
@@ -415,12 +415,10 @@ fn is_lost(error: &Error) -> bool {
 }
 
 /// Reads a small blob.
-fn whole(blob: Outgoing<'_>, stop: &Stop<'_>) -> Result<Bytes, Error> {
+fn whole(blob: Outgoing<'_>) -> Result<Bytes, Error> {
     let what = format!("blob {}", blob.digest);
     let mut bytes = Vec::new();
-    let reading = stop.apart();
-    let reader = blob.content.open(0, &reading)?;
-    reader.take(SMALL).read_to_end(&mut bytes).map_err(|error| stream_error(&what, error))?;
+    blob.content.open(0)?.take(SMALL).read_to_end(&mut bytes).map_err(|error| stream_error(&what, error))?;
     let (expected, actual) = (blob.size, bytes.len() as u64);
     if expected != actual {
         return Err(Error::SizeMismatch { what, expected, actual });

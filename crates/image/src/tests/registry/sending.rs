@@ -385,11 +385,7 @@ fn hangs() {
 fn sources() {
     struct Broken(&'static str);
     impl Content for Broken {
-        fn open<'a>(
-            &'a self,
-            from: u64,
-            _: &'a Stop<'a>,
-        ) -> Result<Box<dyn std::io::Read + Send + 'a>, Error> {
+        fn open(&self, from: u64) -> Result<Box<dyn std::io::Read + Send + '_>, Error> {
             use std::io::Read as _;
             let rest = std::io::repeat(b'x').take(150_000 - from);
             match self.0 {
