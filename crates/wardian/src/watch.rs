@@ -198,9 +198,8 @@ impl Drop for Bars {
 
 /// Does an import, with a progress bar for each layer on a terminal, and else, with `lines`, a line for each.
 pub fn layers<T>(progress: &Progress, lines: bool, work: impl FnOnce() -> T) -> T {
-    let is_over = |phase| matches!(phase, Phase::Present | Phase::Done);
     if !std::io::stderr().is_terminal() {
-        return if lines { watched(work, |end| lines_of(progress, end, is_over)) } else { work() };
+        return if lines { watched(work, |end| lines_of(progress, end)) } else { work() };
     }
     watched(work, |end| {
         let mut bars = Bars::default();
@@ -217,16 +216,17 @@ pub fn layers<T>(progress: &Progress, lines: bool, work: impl FnOnce() -> T) -> 
 }
 
 /// Prints a line for each layer, once it is there.
-fn lines_of(progress: &Progress, end: &Receiver<()>, is_over: impl Fn(Phase) -> bool) {
+fn lines_of(progress: &Progress, end: &Receiver<()>) {
     let mut told = std::collections::HashSet::new();
     let mut look = || {
         let layers = progress.layers();
-        for layer in layers.iter().filter(|layer| is_over(layer.phase())) {
+        for layer in &layers {
+            let what = match layer.phase() {
+                Phase::Waiting | Phase::Unpacking => continue,
+                Phase::Present => "was there".to_owned(),
+                Phase::Done => crate::print::bytes(layer.bytes_read()),
+            };
             if told.insert(layer.chain_id.clone()) {
-                let what = match layer.phase() {
-                    Phase::Present => "was there".to_owned(),
-                    _ => crate::print::bytes(layer.bytes_read()),
-                };
                 let id = crate::print::short(&layer.chain_id);
                 crate::print::say(&format!("layer {id}: {what} ({} of {})", told.len(), layers.len()));
             }

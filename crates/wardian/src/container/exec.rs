@@ -39,12 +39,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 async fn work(args: Args) -> Result<ExitCode> {
     let Args { server, env, streams: wanted, place, handle, words, last } = args;
-    let command = command(words, last)
-        .split_first()
-        .map(|(path, args)| (path.clone(), args.to_vec()))
-        .context("say what to run: wardian exec HANDLE -- COMMAND")
-        .map_err(mistake)?;
-    let mut process = place.process(command, "place");
+    let mut words = command(words, last).into_iter();
+    let path = words.next().context("say what to run: wardian exec HANDLE -- COMMAND").map_err(mistake)?;
+    let mut process = place.process((path, words.collect()), "place");
     process.env = env.all()?;
     let detach = wanted.detach;
     let wanted = wanted.wanted(true);

@@ -7,7 +7,6 @@ use super::{MAIN, Server, block_on};
 use crate::exit::mistake;
 use anyhow::{Result, anyhow, ensure};
 use clap::Args as ClapArgs;
-use std::collections::VecDeque;
 use std::process::ExitCode;
 use wardian_garden::wire::ProcessSpec;
 use wardian_garden::{Error, Io};
@@ -99,16 +98,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 async fn work(args: Args) -> Result<ExitCode> {
     let Args { server, making, rm, streams: wanted, place, entrypoint, image, words, last } = args;
-    let mut words = VecDeque::from(command(words, last));
     let of_image = if entrypoint.is_some() { "place" } else { "command" };
     let program = entrypoint.filter(|program| !program.is_empty());
-    let is_named = program.is_some() || of_image == "command";
-    let program = program.or_else(|| words.pop_front());
+    let mut words = program.into_iter().chain(command(words, last));
+    let first = words.next();
     ensure!(
-        is_named || program.is_some(),
+        of_image == "command" || first.is_some(),
         mistake(anyhow!("--entrypoint \"\": say what to run: wardian run IMAGE -- COMMAND"))
     );
-    let command = (program.unwrap_or_default(), words.into());
+    let command = (first.unwrap_or_default(), words.collect());
     let detach = wanted.detach;
     // With --rm, detaching is not possible: this process must stay to destroy the container.
     let wanted = wanted.wanted(!rm);
