@@ -280,9 +280,11 @@ impl Engine {
                 let Some(container) = container.upgrade() else { return };
                 match event {
                     Event::Exited { id, status } => {
-                        if let Some(process) = container.process_ended(&id, status) {
+                        let ending = container.ending(&engine.shared, status);
+                        if let Some(process) = container.process_ended(&engine.shared, &id, ending) {
                             container.tell_end(&engine.shared.events, &id);
                             engine.after_pea(&container, &process);
+                            engine.after_last(&container, &process);
                         }
                     }
                     Event::Gone => {

@@ -6,6 +6,7 @@ use crate::events::What;
 use crate::failpoints::Point;
 use crate::history::{Kind, Timeline};
 use crate::keeper;
+use crate::process::Process;
 use crate::sweeper::Remains;
 use crate::{Engine, Error, Result, Shared};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often the destroy of a container is tried at a start.
 const ATTEMPTS: u32 = 3;
+/// How long the output of a process whose end ends its container may go on.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 const STUCK: &str = "processes do not die, it is tried again on the next destroy";
 
 impl Engine {
@@ -65,6 +68,22 @@ impl Engine {
         };
         let task = tokio::spawn(task.in_current_span());
         task.await.map_err(Error::task("destroy"))?
+    }
+
+    /// Destroys the container of a process that has ended, if that was asked for with the process.
+    pub(crate) fn after_last(&self, container: &Arc<Container>, process: &Process) {
+        if !process.about().remove_container {
+            return;
+        }
+        let (engine, container, process) = (self.clone(), container.clone(), process.clone());
+        tokio::spawn(async move {
+            // Whoever is attached gets the rest of the output; a descendant that goes on printing is not waited for.
+            drop(tokio::time::timeout(LAST_OUTPUT, process.wait()).await);
+            // Refused if it is being destroyed already. What fails here is logged there, and the container is broken.
+            if container.begin_teardown(Event::Destroy).is_ok() {
+                drop(engine.end(container).await);
+            }
+        });
     }
 
     /// Destroys every container and sweeps what it leaves, before any client is served. A container whose

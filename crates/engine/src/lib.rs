@@ -12,7 +12,7 @@
 //! | `process/` | one process: its input, its output, and the memory that output takes |
 //! | `ready/` | namespaces and keepers made ahead |
 //! | `admission/` | bounds of requests, and queues for what is expensive |
-//! | `inspect`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
+//! | `inspect`, `seen`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
 //! | `sweeper`, `reset` | what is removed afterwards |
 
 mod admission;
@@ -43,6 +43,7 @@ mod slow;
 mod spec;
 mod start;
 mod stop;
+mod seen;
 mod sweeper;
 mod transfer;
 
@@ -56,7 +57,11 @@ pub use image::{Bringing, for_client};
 pub use inspect::{Capacity, Info, Listed, Properties, Property};
 pub use metrics::Metrics;
 pub use process::output::{Output, Stream, Waits};
+pub use process::about::{About, Ending};
+pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note};
 pub use process::{Input, Process};
+pub use container::{Condition, Seen};
+pub use seen::{Mounted, Overview};
 pub use ready::ids::IdRanges;
 pub use reset::{Cleared, Removed, clear, reset};
 pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
@@ -131,6 +136,8 @@ pub struct Config {
     pub network_namespaces: Vec<PathBuf>,
     /// Bytes of /dev/shm in a container without a memory limit; 0: half of the host's memory, the kernel's own bound.
     pub shm_bytes: u64,
+    /// The most bytes that the kept output of all processes takes; `None`: 256 MiB, or a sixteenth of the host's memory.
+    pub kept_output: Option<u64>,
 }
 
 /// The engine; clones share it.

@@ -5,8 +5,11 @@ use crate::container::lifecycle;
 use crate::container::record::{Phase, Record};
 use crate::keeper::{self, Keeper};
 use crate::process::Process;
-use crate::{Engine, destroy, sweeper};
+use crate::process::about::{About, Ending};
+use crate::process::kept::Kept;
+use crate::{Engine, Error, destroy, sweeper};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +19,9 @@ use wardian_sys::packet;
 type Events = tokio::sync::mpsc::UnboundedReceiver<keeper::Event>;
 /// What a keeper has answered: its connection, its events, the container's pid 1, its processes.
 type Greeted = (Keeper, Events, Option<i32>, Vec<wire::ProcessState>);
+
+/// The number of a process's record, what it says, and the output that is kept.
+type Recorded = (Option<u64>, Arc<About>, Option<Arc<Kept>>);
 
 /// A keeper that does not answer within this time is taken for dead.
 const HELLO: Duration = Duration::from_secs(5);
@@ -91,6 +97,18 @@ impl Engine {
         }
     }
 
+    /// Returns by their ids the processes of a container that an earlier server has recorded.
+    fn recorded(&self, id: &str) -> BTreeMap<String, Recorded> {
+        let records = &self.shared.records;
+        let of = |(number, about): (u64, About)| {
+            let place = || records.output(id, number);
+            let kept = (about.keep_output > 0)
+                .then(|| Kept::open(place(), &self.shared.kept_output, about.keep_output));
+            (about.id.clone(), (Some(number), Arc::new(about), kept))
+        };
+        records.processes(id).into_iter().map(of).collect()
+    }
+
     async fn take_up(&self, record: Record) -> Option<Arc<Container>> {
         let container = Arc::new(Container::new(record.clone()));
         container.has_ids(self.shared.ids.kept(record.owner, record.range));
@@ -135,18 +153,38 @@ impl Engine {
             let text = "it was made by an earlier version: no seccomp filter, and what else is new, until it is made anew";
             tracing::warn!(handle = record.handle, id = record.id, text, "restore.earlier-keeper");
         }
+        let mut recorded = self.recorded(&record.id);
         for state in processes {
-            let process = Process::new(state.id.clone(), keeper.clone());
-            if let Ok(started) = keeper.attach(&state.id).await
-                && let Err(error) = process.connect(started.stdio).await
-            {
-                tracing::warn!(handle = record.handle, process = state.id, %error, "restore.process-without-io");
+            let (number, about, kept) = recorded
+                .remove(&state.id)
+                .unwrap_or_else(|| (None, Arc::new(About::unknown(state.id.clone())), None));
+            let process = Process::new(about.clone(), kept, keeper.clone());
+            if about.hold_input {
+                process.hold_input();
             }
-            drop(container.add_process(&process));
+            let connected = match keeper.attach(&state.id).await {
+                Ok(started) => process.connect(started.stdio).await,
+                Err(error) => Err(Error::keeper("attach")(error)),
+            };
+            if let Err(error) = connected {
+                // An ended process whose output was read has none any more.
+                if state.status.is_none() {
+                    tracing::warn!(handle = record.handle, process = state.id, %error, "restore.process-without-io");
+                }
+                process.finish_kept();
+            }
+            drop(container.add_process(&process, number));
             if let Some(status) = state.status {
-                drop(container.process_ended(&state.id, status));
+                let unknown = Ending { status, at_ms: None, out_of_memory: false };
+                let ending = about.ending.filter(|ending| ending.status == status).unwrap_or(unknown);
+                drop(container.process_ended(&self.shared, &state.id, ending));
+                self.after_last(&container, &process);
             }
             container.tell_start(&self.shared.events, &process, true);
+        }
+        // Their start was under way when the earlier server ended, or they were forgotten.
+        for (number, ..) in recorded.into_values() {
+            number.into_iter().for_each(|number| self.shared.records.forget_process(&record.id, number));
         }
         self.restore_peas(&container);
         self.watch(&container, events);

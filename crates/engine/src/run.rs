@@ -6,6 +6,8 @@ use crate::container::lifecycle::Event;
 use crate::container::record::Record;
 use crate::failpoints::Point;
 use crate::keeper::{self, Keeper};
+use crate::process::about::About;
+use crate::process::kept::{self, Kept};
 use crate::process::Process;
 use crate::spec::{Defaults, OfImage, ProcessSpec};
 use crate::{Engine, Error, Result};
@@ -61,8 +63,27 @@ impl Engine {
             spec.id = uuid::Uuid::new_v4().to_string();
         }
         bounds::process(&spec)?;
-        let process = Process::new(spec.id.clone(), keeper.clone());
-        container.add_process(&process)?;
+        if spec.keep_output > kept::MOST {
+            let message = format!("at most {} bytes of a process's output are kept, not {}", kept::MOST, spec.keep_output);
+            return Err(Error::Invalid(message));
+        }
+        let about = Arc::new(About::new(&spec));
+        let number = about.is_recorded().then(|| container.next_number());
+        let kept = number.filter(|_| spec.keep_output > 0).map(|number| {
+            let place = self.shared.records.output(&container.id, number);
+            Kept::new(place, &self.shared.kept_output, spec.keep_output)
+        });
+        let process = Process::new(about.clone(), kept, keeper.clone());
+        container.add_process(&process, number)?;
+        if spec.hold_input {
+            process.hold_input();
+        }
+        if let Some(number) = number
+            && let Err(error) = self.shared.records.save_process(&container.id, number, &about)
+        {
+            container.remove_process(&self.shared, process.id());
+            return Err(Error::system("process record")(error));
+        }
         let (engine, theirs, started) = (self.clone(), container.clone(), process.clone());
         // The start runs in a task of its own: a client that disconnects must not leave half a pea.
         let task = async move {
@@ -72,7 +93,7 @@ impl Engine {
                     engine.resumed(&theirs);
                     theirs.tell_start(&engine.shared.events, &started, false);
                 }
-                Err(_) => theirs.remove_process(started.id()),
+                Err(_) => theirs.remove_process(&engine.shared, started.id()),
             }
             result
         };

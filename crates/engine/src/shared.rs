@@ -5,6 +5,7 @@ use crate::container::Container;
 use crate::container::record::Records;
 use crate::events::Events;
 use crate::history::History;
+use crate::process::kept::Room;
 use crate::ready::ids::{Home, IdRange, Ids};
 use crate::ready::keepers::Keepers;
 use crate::ready::pool::Pool;
@@ -51,6 +52,8 @@ pub struct Shared {
     /// The server ends: no grace time expires any more.
     pub closing: AtomicBool,
     pub events: Events,
+    /// The bound of the output that is kept of all processes.
+    pub kept_output: Arc<Room>,
     pub sweeper: Arc<Sweeper>,
     /// Held while a slow operation is recorded.
     pub looking: Arc<tokio::sync::Mutex<()>>,

@@ -95,6 +95,12 @@ pub struct ProcessSpec {
     pub limits: Option<Limits>,
     /// The size of the process's terminal; `None`: it has no terminal.
     pub tty: Option<Window>,
+    /// Keep this many bytes of the newest output for those who ask for it later; 0: none.
+    pub keep_output: u64,
+    /// Destroy the container when the process has ended.
+    pub remove_container: bool,
+    /// Keep standard input open although nobody holds it open.
+    pub hold_input: bool,
 }
 
 /// What of its container's image a process has where its spec says nothing. Garden's processes have nothing of it.

@@ -4,6 +4,7 @@ use crate::admission::gate::{self, Gate};
 use crate::container::record::{self, Phase, Record, Records};
 use crate::events::Events;
 use crate::history::History;
+use crate::process::kept::Room;
 use crate::ready::READY;
 use crate::ready::ids::{self, Home};
 use crate::ready::keepers::Keepers;
@@ -132,6 +133,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let gate = Gate::new("creates", Some("--max-concurrent-creates"), creates, queued);
     // The store makes one at a time.
     let limits_gate = Gate::new("disk limits of new sizes", None, 1, queued);
+    let kept_output = Room::new(config.kept_output);
     Ok(Shared {
         pairs: Pool::new("pairs", READY, home).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
@@ -158,6 +160,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         images: image::Gates::new(queued),
         closing: AtomicBool::new(false),
         events: Events::default(),
+        kept_output,
         sweeper: Arc::default(),
         looking: Arc::default(),
         _lock: lock,

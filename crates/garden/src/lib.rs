@@ -12,6 +12,7 @@ pub mod wire;
 
 pub use client::address::Address;
 pub use client::events::Events;
+pub use client::kept::{KeptOutput, Piece};
 pub use client::process::{Io, OutputReader, Process};
 pub use client::requests::Client;
 pub use client::tar::{TAR_FAILURE, TarFailure, TarReader};

@@ -2,8 +2,10 @@
 //!
 //! Fields that Go omits when they are zero are omitted here too; nested objects are always sent.
 
+mod containers;
 mod metrics;
 
+pub use containers::{Container, Details, Dropped, Handle, Mount, ProcessState};
 pub use metrics::{BulkInfo, BulkMetrics, CPUStat, DiskStat, MemoryStat, Metrics, NetworkStat, PidStat};
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,7 @@ macro_rules! wire {
         pub struct $name { $($(#[$field_meta])* pub $field: $kind),* }
     };
 }
+use wire;
 
 wire!(/// An image that the server brings into its store; wardian's own.
 ImageUnderWay {
@@ -242,6 +245,12 @@ ProcessSpec {
     image: ImageRef,
     /// Host paths shown inside; only for a pea.
     #[serde(skip_serializing_if = "zero")] bind_mounts: Vec<BindMount>,
+    /// Bytes of the newest output that are kept for those who ask for it later; zero: none. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] keep_output: u64,
+    /// Destroy the container when the process has ended. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] remove_container: bool,
+    /// Keep its standard input open although no client holds it open. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] hold_input: bool,
 });
 
 wire!(/// Limits of a pea.

@@ -2,6 +2,7 @@
 
 use crate::convert::window;
 use crate::events::{self, Events};
+use crate::kept;
 use crate::patience::Patience;
 use crate::reply::{Failure, date};
 use crate::socket::ReadHalf;
@@ -40,6 +41,7 @@ pub(crate) enum Accepted {
     Output { entry: Option<Arc<Entry>>, stderr: bool },
     Upload(Upload),
     Events(Events),
+    Kept(kept::Output),
 }
 
 /// The client of a process. Dropping it ends the output stream and its hold on stdin.
@@ -129,13 +131,14 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, accepted: Accepted) {
     let accepted = match accepted {
         Accepted::Upload(upload) => return upload::run(state, taken, upload).await,
         Accepted::Events(events) => return events::run(state, taken, events).await,
+        Accepted::Kept(output) => return kept::run(state, taken, output).await,
         other => other,
     };
     let Taken { stream, early } = taken;
     let place = stream.place().cloned();
     let (mut reader, mut writer) = stream.into_split();
     match accepted {
-        Accepted::Upload(_) | Accepted::Events(_) => return,
+        Accepted::Upload(_) | Accepted::Events(_) | Accepted::Kept(_) => return,
         Accepted::Process(client, greeting) => {
             tokio::select! {
                 () = control(state, &mut reader, &mut writer, early, client, greeting) => {}

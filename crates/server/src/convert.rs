@@ -212,6 +212,9 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
         bind_mounts: bind_mounts(spec.bind_mounts)?,
         limits: limits.filter(|_| pea),
         tty: spec.tty.map(|tty| window(&tty.window_size.unwrap_or_default())),
+        keep_output: spec.keep_output,
+        remove_container: spec.remove_container,
+        hold_input: spec.hold_input,
     })
 }
 
@@ -301,14 +304,20 @@ fn no_info<'a>() -> wire::ContainerInfo<&'a Properties> {
     }
 }
 
-pub(crate) fn info(info: &engine::Info) -> wire::ContainerInfo<&Properties> {
-    let network = info.network.as_ref();
-    let port = |mapping: &engine::Mapping| wire::PortMapping {
+pub(crate) fn port(mapping: &engine::Mapping) -> wire::PortMapping {
+    wire::PortMapping {
         host_port: mapping.host.into(),
         container_port: mapping.container.into(),
         protocol: protocol(*mapping),
-    };
-    let address = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+    }
+}
+
+pub(crate) fn address(address: Option<IpAddr>) -> String {
+    address.map(|address| address.to_string()).unwrap_or_default()
+}
+
+pub(crate) fn info(info: &engine::Info) -> wire::ContainerInfo<&Properties> {
+    let network = info.network.as_ref();
     wire::ContainerInfo {
         host_ip: network.map(engine::Network::host_ip).unwrap_or_default(),
         container_ip: address(network.and_then(engine::Network::ip)),

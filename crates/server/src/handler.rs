@@ -9,7 +9,7 @@ use crate::route::{Found, Route, find, query};
 use crate::socket::Look;
 use crate::state::State;
 use crate::upload::Upload;
-use crate::{attach, convert, large, stream, trace, transfer};
+use crate::{attach, convert, kept, large, seen, stream, trace, transfer};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
@@ -319,6 +319,35 @@ async fn answer(
             }
             let events = crate::events::Events { listener: engine.listen(), handle };
             return Ok(Answer::Accepted(attach::Accepted::Events(events), call));
+        }
+        Route::Overviews => {
+            let engine = engine.clone();
+            let filter = query(request.uri().query());
+            let say = move |out: &mut dyn Write| {
+                large::list(out, engine.overviews(&filter).iter().map(seen::container))
+            };
+            large::reply(state, cut, say).await?
+        }
+        Route::Details => {
+            let with_env = query(request.uri().query()).contains_key("env");
+            let details = seen::details(engine, handle, with_env)?;
+            large::reply(state, cut, move |out| write(out, &details)).await?
+        }
+        Route::Named => json(&wire::Handle { handle: engine.named(handle)? }),
+        Route::Wait => {
+            let process = engine.process(handle, segment(1))?;
+            tokio::select! {
+                ended = process.exited() => drop(ended?),
+                // The process lives on.
+                () = state.stopping() => return Err(Failure::Gone),
+            }
+            json(&seen::process(&process))
+        }
+        Route::Kept => {
+            let process = engine.process(handle, segment(1))?;
+            let follow = query(request.uri().query()).contains_key("follow");
+            let output = kept::Output::of(&process, follow)?;
+            return Ok(Answer::Accepted(attach::Accepted::Kept(output), call));
         }
         Route::NetIn => {
             let wanted = read(request, SMALL, None).await?;

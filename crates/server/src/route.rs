@@ -43,6 +43,16 @@ pub(crate) enum Route {
     ImagesUnderWay,
     /// The events from now on; wardian's own.
     Events,
+    /// Containers with their images and processes; wardian's own.
+    Overviews,
+    /// All that is known of one; wardian's own.
+    Details,
+    /// The handle that is meant by a handle or the beginning of an id; wardian's own.
+    Named,
+    /// The end of a process; wardian's own.
+    Wait,
+    /// The output that is kept of a process; wardian's own.
+    Kept,
 }
 
 impl Route {
@@ -57,6 +67,9 @@ impl Route {
                 | R::StreamIn
                 | R::StreamOut
                 | R::Run
+                | R::Details
+                | R::Wait
+                | R::Kept
                 | R::NetIn
                 | R::NetOut
                 | R::BulkNetOut
@@ -75,7 +88,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 33] = [
+const TABLE: [(&str, &str, Route); 38] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -109,6 +122,11 @@ const TABLE: [(&str, &str, Route); 33] = [
     ("GET", "/wardian/containers/:handle/net/out", Route::EgressRules),
     ("GET", "/wardian/images/under_way", Route::ImagesUnderWay),
     ("GET", "/wardian/events", Route::Events),
+    ("GET", "/wardian/containers", Route::Overviews),
+    ("GET", "/wardian/containers/:handle", Route::Details),
+    ("GET", "/wardian/containers/:handle/handle", Route::Named),
+    ("GET", "/wardian/containers/:handle/processes/:pid/wait", Route::Wait),
+    ("GET", "/wardian/containers/:handle/processes/:pid/output", Route::Kept),
 ];
 
 /// The result of the search for a route.

@@ -43,11 +43,15 @@ enum Command {
     /// Attach to a process that runs in a container
     Attach(container::attach::Args),
     /// List containers
-    Ps(container::ps::Ps),
-    /// Print a container's info, limits, metrics and history as JSON
-    Inspect(container::ps::Inspect),
+    Ps(container::ps::Args),
+    /// Print all that is known of containers as JSON
+    Inspect(container::inspect::Args),
     /// Print what containers use
-    Stats(container::ps::Stats),
+    Stats(container::stats::Args),
+    /// Print the output of what was started
+    Logs(container::logs::Logs),
+    /// Wait for the end of what was started, and print its exit status
+    Wait(container::logs::Wait),
     /// Copy files into a container, or out of one
     Cp(container::cp::Args),
     /// List the ports of the host that lead to a container
@@ -111,9 +115,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Create(args) => container::create::run(args),
         Command::Exec(args) => container::exec::run(args),
         Command::Attach(args) => container::attach::run(args),
-        Command::Ps(args) => container::ps::ps(args),
-        Command::Inspect(args) => container::ps::inspect(args),
-        Command::Stats(args) => container::ps::stats(args),
+        Command::Ps(args) => container::ps::run(args),
+        Command::Inspect(args) => container::inspect::run(args),
+        Command::Stats(args) => container::stats::run(args),
+        Command::Logs(args) => container::logs::logs(args),
+        Command::Wait(args) => container::logs::wait(args),
         Command::Cp(args) => container::cp::run(args),
         Command::Port(args) => container::network::port(args),
         Command::Map(args) => container::network::map(args),

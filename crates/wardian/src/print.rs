@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
-use unicode_width::UnicodeWidthStr as _;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr as _};
 use wardian_sys::text::{clip, tame_json, tame_lines};
 
 /// Prints lines to standard output. A reader that closes the pipe (`| head`) is no failure.
@@ -142,8 +142,13 @@ pub fn bytes(n: u64) -> String {
     wardian_lab::report::bytes(n)
 }
 
-/// Formats the time since `ms`, in milliseconds since 1970.
+/// Formats the time since `ms`, in milliseconds since 1970: `2 minutes ago`.
 pub fn age(ms: u64) -> String {
+    duration(ms) + " ago"
+}
+
+/// Formats the time since `ms`, in milliseconds since 1970: `2 minutes`.
+pub fn duration(ms: u64) -> String {
     let then = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
     let seconds = then.elapsed().unwrap_or_default().as_secs();
     let (n, unit) = match seconds {
@@ -152,7 +157,7 @@ pub fn age(ms: u64) -> String {
         s if s < 2 * 86400 => (s / 3600, "hour"),
         s => (s / 86400, "day"),
     };
-    format!("{n} {unit}{} ago", if n == 1 { "" } else { "s" })
+    format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Formats a point in time, as `2026-11-24T12:47:13.250Z`.
@@ -165,6 +170,22 @@ pub fn clock(then: SystemTime) -> String {
 /// Returns the first 12 characters of an id.
 pub fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
+}
+
+/// Cuts text to at most `most` columns of a terminal; what is cut ends in an ellipsis.
+pub fn ellipsis(text: &str, most: usize) -> String {
+    let text = tame(text);
+    if text.width() <= most {
+        return text;
+    }
+    let mut cut = String::new();
+    for c in text.chars() {
+        if cut.width() + UnicodeWidthChar::width(c).unwrap_or_default() >= most {
+            break;
+        }
+        cut.push(c);
+    }
+    cut + "…"
 }
 
 /// `1 layer`, `2 layers`.

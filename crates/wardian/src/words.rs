@@ -29,7 +29,7 @@ const SAME: [(&str, &[&str]); 12] = [
 ];
 
 /// Words that have no counterpart, and what is here instead.
-const ANSWERS: [(&str, &str); 34] = [
+const ANSWERS: [(&str, &str); 32] = [
     (
         "build",
         "wardian builds no images: build them with docker, podman or buildah, and bring them in by `wardian image pull NAME` or \
@@ -57,7 +57,6 @@ const ANSWERS: [(&str, &str); 34] = [
     ),
     ("info", "`wardian doctor` tells what this host can do, and `wardian store usage` what is in the store"),
     ("load", "`wardian image import FILE` brings in what `docker save` wrote"),
-    ("logs", "output is not kept: leave -d out, or have the program write into a file or a volume"),
     ("manifest", "`wardian image inspect NAME` shows the manifest of an image"),
     (
         "network",
@@ -91,7 +90,6 @@ const ANSWERS: [(&str, &str); 34] = [
     ("unpause", "no container can be paused, see `wardian pause`"),
     ("update", "`wardian limit HANDLE` changes the disk limit; other limits are those of the create"),
     ("volume", "a volume is a directory of the host: `wardian run -v /DIR:/DIR`"),
-    ("wait", "`wardian attach HANDLE` ends with the exit code of the process that `run` has started"),
 ];
 
 /// Returns what is meant by a command line, which begins with the program.

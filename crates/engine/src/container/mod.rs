@@ -13,6 +13,8 @@ use record::{Phase, Record};
 use crate::events::{Events, What};
 use crate::keeper::Keeper;
 use crate::process::leftover;
+use crate::process::about::{About, Ending};
+use crate::process::kept::Kept;
 use crate::process::{Over, Process};
 use crate::ready::ids::Lease;
 use crate::{Error, Result, Shared};
@@ -76,6 +78,37 @@ struct Inner {
     peas: BTreeMap<String, Pea>,
     /// Ids of processes whose start listeners were told of, and whose end they were not.
     untold: BTreeSet<String>,
+    /// The numbers of the recorded processes, and the last number that was given.
+    recorded: BTreeMap<Arc<str>, u64>,
+    last_number: u64,
+    /// How many processes the OOM killer had killed when a process was last seen to have been killed.
+    oom_kills: u64,
+}
+
+/// What state a container is in, for lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// It is being created.
+    Creating,
+    /// It lives.
+    Active,
+    /// It lives; a stop has ended its processes.
+    Stopped,
+    /// It can only be destroyed, for this reason.
+    Broken(String),
+    /// It is being destroyed.
+    Ending,
+}
+
+/// A process in a list.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// What it was started as.
+    pub about: Arc<About>,
+    /// How it has ended; `None`: it runs.
+    pub ending: Option<Ending>,
+    /// What is kept of its output.
+    pub kept: Option<Arc<Kept>>,
 }
 
 /// A process, or what is left of it.
@@ -104,7 +137,7 @@ impl Inner {
 
     fn end_processes(&self) {
         for process in self.all_whole() {
-            process.ended(137);
+            process.ended(Ending::now(137, false));
             process.cut();
             // Peas are cleaned up with their container.
             process.cleaned();
@@ -124,16 +157,19 @@ impl Inner {
         }
     }
 
-    /// Forgets all but the newest ended processes.
-    fn forget(&mut self) {
+    /// Forgets all but the newest ended processes. Returns the numbers of those that have a record.
+    fn forget(&mut self) -> Vec<u64> {
+        let mut recorded = Vec::new();
         while self.ended.len() > ENDED_KEPT
             && let Some(oldest) = self.ended.pop_front()
         {
+            recorded.extend(self.recorded.remove(&oldest));
             if let Some(Known::Whole(process)) = self.processes.remove(&oldest) {
                 // Otherwise nothing would ever end its output.
                 process.cut();
             }
         }
+        recorded
     }
 
     /// Bounds the outputs that outlive their programs: above the bound the oldest end with what is in their
@@ -184,6 +220,9 @@ impl Container {
             open: VecDeque::new(),
             peas: BTreeMap::new(),
             untold: BTreeSet::new(),
+            recorded: BTreeMap::new(),
+            last_number: 0,
+            oom_kills: 0,
         };
         Self {
             id,
@@ -326,7 +365,7 @@ impl Container {
     fn tell_end_of(&self, inner: &mut Inner, events: &Events, id: &str) {
         let status = inner.processes.get(id).and_then(|known| match known {
             Known::Whole(process) => process.status(),
-            Known::Over(over) => Some(over.status),
+            Known::Over(over) => Some(over.ending.status),
         });
         // A start that was not told yet is told together with its end.
         if let Some(status) = status
@@ -344,6 +383,19 @@ impl Container {
         let inner = self.inner.lock();
         inner.state.after(Event::Look).map_err(|refusal| self.refused(refusal))?;
         Ok((inner.record.clone(), inner.state.is_stopped(), inner.state.broken().map(str::to_owned)))
+    }
+
+    /// Returns the record and the state, whatever it is.
+    pub fn condition(&self) -> (Arc<Record>, Condition) {
+        let inner = self.inner.lock();
+        let condition = match &inner.state {
+            lifecycle::State::Creating { .. } => Condition::Creating,
+            lifecycle::State::Ending { .. } | lifecycle::State::Gone => Condition::Ending,
+            lifecycle::State::Broken { reason, .. } => Condition::Broken(reason.clone()),
+            state if state.is_stopped() => Condition::Stopped,
+            _ => Condition::Active,
+        };
+        (inner.record.clone(), condition)
     }
 
     /// Returns the keeper of a living container.
@@ -430,28 +482,59 @@ impl Container {
         self.clock.lock()
     }
 
-    /// Adds a process, which reserves its id.
-    pub fn add_process(&self, process: &Process) -> Result<()> {
+    /// Adds a process, which reserves its id; `number` is that of its record.
+    pub fn add_process(&self, process: &Process, number: Option<u64>) -> Result<()> {
         let mut inner = self.inner.lock();
         if inner.processes.contains_key(process.id()) {
             return Err(Error::ProcessInUse(process.id().to_owned()));
+        }
+        if let Some(number) = number {
+            inner.last_number = inner.last_number.max(number);
+            inner.recorded.insert(process.id().into(), number);
         }
         inner.processes.insert(process.id().into(), Known::Whole(process.clone()));
         Ok(())
     }
 
+    /// Returns a number for a process that is to have a record.
+    pub fn next_number(&self) -> u64 {
+        let mut inner = self.inner.lock();
+        inner.last_number += 1;
+        inner.last_number
+    }
+
+    /// Returns how a process has ended that ends now. A kill is the OOM killer's if it has killed something in the container
+    /// since the last time that somebody was killed: the kernel tells only how often it did.
+    pub fn ending(&self, shared: &Shared, status: i32) -> Ending {
+        let is_killed = status == 128 + rustix::process::Signal::KILL.as_raw();
+        let kills = if is_killed { self.files(shared).oom_kills() } else { 0 };
+        let mut inner = self.inner.lock();
+        let is_oom = kills > inner.oom_kills;
+        inner.oom_kills = inner.oom_kills.max(kills);
+        Ending::now(status, is_oom)
+    }
+
     /// Records the end of a process. Only the newest ended processes are remembered.
-    pub fn process_ended(&self, id: &str, status: i32) -> Option<Process> {
+    pub fn process_ended(&self, shared: &Shared, id: &str, ending: Ending) -> Option<Process> {
         let mut inner = self.inner.lock();
         let (id, known) = inner.processes.get_key_value(id)?;
         let (id, process) = (id.clone(), known.whole()?.clone());
-        process.ended(status);
+        process.ended(ending);
+        let number = inner.recorded.get(&id).copied();
         inner.ended.push_back(id.clone());
         inner.whole.push_back(id);
         inner.open.push_back(process.clone());
         inner.cut_open(&self.handle);
         inner.shrink();
-        inner.forget();
+        let forgotten = inner.forget();
+        drop(inner);
+        if let Some(number) = number {
+            let about = About { ending: Some(ending), ..About::clone(process.about()) };
+            if let Err(error) = shared.records.save_process(&self.id, number, &about) {
+                tracing::warn!(handle = self.handle, %error, "process.end-not-recorded");
+            }
+        }
+        forgotten.into_iter().for_each(|number| shared.records.forget_process(&self.id, number));
         Some(process)
     }
 
@@ -461,20 +544,23 @@ impl Container {
     }
 
     /// Reads the output of all running processes after a start of the server: they must not block on a full
-    /// pipe until a client asks for it.
+    /// pipe until a client asks for it. Of those whose output is kept the rest is read too that they have left behind.
     pub fn read_ahead(&self) {
         self.inner
             .lock()
             .all_whole()
-            .filter(|process| process.status().is_none())
+            .filter(|process| process.status().is_none() || process.kept().is_some())
             .for_each(Process::read_ahead);
     }
 
     /// Removes a process that was not started.
-    pub fn remove_process(&self, id: &str) {
+    pub fn remove_process(&self, shared: &Shared, id: &str) {
         let mut inner = self.inner.lock();
         inner.processes.remove(id);
         inner.open.retain(|process| process.id() != id);
+        let number = inner.recorded.remove(id);
+        drop(inner);
+        number.into_iter().for_each(|number| shared.records.forget_process(&self.id, number));
     }
 
     /// Finds a process by its id.
@@ -483,11 +569,25 @@ impl Container {
         let process = match inner.processes.get(id) {
             Some(Known::Whole(process)) => Some(process.clone()),
             Some(Known::Over(over)) => {
-                inner.state.keeper().cloned().map(|keeper| Process::over(id.to_owned(), keeper, *over))
+                inner.state.keeper().cloned().map(|keeper| Process::over(keeper, over.clone()))
             }
             None => None,
         };
         process.ok_or_else(|| Error::UnknownProcess(id.to_owned()))
+    }
+
+    /// Returns what is known of all processes: what they were started as, how they have ended, what is kept of their output.
+    pub fn processes(&self) -> Vec<Seen> {
+        let seen = |known: &Known| match known {
+            Known::Whole(process) if !process.is_started() => None,
+            Known::Whole(process) => {
+                Some(Seen { about: process.about().clone(), ending: process.ending(), kept: process.kept().cloned() })
+            }
+            Known::Over(over) => {
+                Some(Seen { about: over.about.clone(), ending: Some(over.ending), kept: over.kept.clone() })
+            }
+        };
+        self.inner.lock().processes.values().filter_map(seen).collect()
     }
 
     /// Adds a living pea.

@@ -7,11 +7,14 @@
 //! ├── keeper.sock           the listening socket of its keeper
 //! ├── egress.json           its egress rules, if it has any
 //! ├── hosts, resolv.conf    the initial contents of the container's own files of these names
+//! ├── processes/<n>.json    a process whose output is kept, or whose end ends the container; its output as <n>.output
 //! └── peas/<root fs id>     holds the process id of a living pea; its bundle as <root fs id>.json
 //! ```
 
 use crate::Limits;
 use crate::history::Operation;
+use crate::process::about::About;
+use crate::process::kept::Place;
 use crate::ready::ids::IdRange;
 use crate::spec::Defaults;
 use serde::{Deserialize, Serialize};
@@ -100,6 +103,8 @@ pub const CONFIG: &str = "config.json";
 
 /// The directory with the records of peas, beside their bundles.
 const PEAS: &str = "peas";
+/// The directory with the records of processes, beside their output.
+const PROCESSES: &str = "processes";
 /// The most bytes of a record: requests are bounded, and so are the records that come of them.
 const MOST: u64 = 64 << 20;
 
@@ -230,6 +235,40 @@ impl Records {
     pub fn process_of_pea(&self, id: &str, rootfs: &str) -> Option<String> {
         let peas = self.container(id).ok()?.child(PEAS).ok()?;
         String::from_utf8(peas.read(rootfs, MOST).ok()?).ok()
+    }
+}
+
+impl Records {
+    /// Writes the record of a process, which is the `number`th one of its container that has a record.
+    pub fn save_process(&self, id: &str, number: u64, about: &About) -> io::Result<()> {
+        let processes = self.container(id)?.private(PROCESSES)?;
+        Ok(processes.write(&format!("{number}.json"), &serde_json::to_vec(about)?)?)
+    }
+
+    /// Removes the record of a process, and its output.
+    pub fn forget_process(&self, id: &str, number: u64) {
+        let Ok(processes) = self.container(id).and_then(|dir| Ok(dir.child(PROCESSES)?)) else { return };
+        drop(processes.remove(format!("{number}.json")));
+        drop(processes.remove(self.output(id, number).name));
+    }
+
+    /// Returns the records of a container's processes with their numbers, the oldest first.
+    pub fn processes(&self, id: &str) -> Vec<(u64, About)> {
+        let Ok(processes) = self.container(id).and_then(|dir| Ok(dir.child(PROCESSES)?)) else {
+            return Vec::new();
+        };
+        let read = |name: &OsString| {
+            let number = name.to_str()?.strip_suffix(".json")?.parse().ok()?;
+            Some((number, serde_json::from_slice(&processes.read(name, MOST).ok()?).ok()?))
+        };
+        let mut all: Vec<_> = processes.names().unwrap_or_default().iter().filter_map(read).collect();
+        all.sort_unstable_by_key(|(number, _)| *number);
+        all
+    }
+
+    /// Returns where the kept output of a process is.
+    pub fn output(&self, id: &str, number: u64) -> Place {
+        Place { dir: self.path(id).join(PROCESSES), name: format!("{number}.output") }
     }
 }
 

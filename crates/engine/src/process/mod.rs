@@ -1,5 +1,7 @@
 //! A process or pea as its callers see it: output, input, exit status.
 
+pub mod about;
+pub mod kept;
 mod ledger;
 pub mod leftover;
 pub mod output;
@@ -8,6 +10,8 @@ mod pump;
 use crate::keeper::Keeper;
 use crate::spec::Window;
 use crate::{Error, Result};
+use about::{About, Ending};
+use kept::Kept;
 use leftover::Leftover;
 use output::{Output, Outputs, Waits};
 use parking_lot::Mutex;
@@ -32,7 +36,9 @@ pub struct Process {
 
 #[derive(Debug)]
 struct Shared {
-    id: String,
+    about: Arc<About>,
+    /// The output that is kept of it.
+    kept: Option<Arc<Kept>>,
     keeper: Keeper,
     /// The program runs, or has run.
     started: AtomicBool,
@@ -44,8 +50,8 @@ struct Shared {
     /// Callers that hold stdin open.
     inputs: Mutex<usize>,
     outputs: Mutex<Outputs>,
-    /// The exit status, once the end of the process was reported.
-    ended: watch::Sender<Option<i32>>,
+    /// Set once the end of the process was reported.
+    ended: watch::Sender<Option<Ending>>,
     /// The root file system is released: that of a pea; always true for other processes.
     cleaned: watch::Sender<bool>,
     /// Streams whose pump still runs.
@@ -55,17 +61,20 @@ struct Shared {
 }
 
 /// What is kept of an ended process.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Over {
-    pub status: i32,
+    pub about: Arc<About>,
+    pub kept: Option<Arc<Kept>>,
+    pub ending: Ending,
     terminal: bool,
 }
 
 impl Process {
-    pub(crate) fn new(id: String, keeper: Keeper) -> Self {
+    pub(crate) fn new(about: Arc<About>, kept: Option<Arc<Kept>>, keeper: Keeper) -> Self {
         Self {
             shared: Arc::new(Shared {
-                id,
+                about,
+                kept,
                 keeper,
                 started: AtomicBool::new(false),
                 terminal: AtomicBool::new(false),
@@ -81,23 +90,28 @@ impl Process {
         }
     }
 
-    /// Makes an ended process of which nothing but the status is left.
-    pub(crate) fn over(id: String, keeper: Keeper, Over { status, terminal }: Over) -> Self {
-        let process = Self::new(id, keeper);
+    /// Makes an ended process without streams.
+    pub(crate) fn over(keeper: Keeper, Over { about, kept, ending, terminal }: Over) -> Self {
+        let process = Self::new(about, kept, keeper);
         process.shared.terminal.store(terminal, Ordering::Relaxed);
         process.shared.started.store(true, Ordering::Release);
-        process.shared.ended.send_replace(Some(status));
+        process.shared.ended.send_replace(Some(ending));
         process
     }
 
     /// Returns what is to be kept of the process if nobody could ask for anything else any more.
     pub(crate) fn is_over(&self) -> Option<Over> {
-        let status = self.status()?;
+        let ending = self.ending()?;
         let is_over = self.is_started()
             && *self.shared.cleaned.borrow()
             && *self.shared.pumping.borrow() == 0
             && self.shared.outputs.lock().is_spent();
-        is_over.then(|| Over { status, terminal: self.shared.terminal.load(Ordering::Relaxed) })
+        is_over.then(|| Over {
+            about: self.shared.about.clone(),
+            kept: self.shared.kept.clone(),
+            ending,
+            terminal: self.shared.terminal.load(Ordering::Relaxed),
+        })
     }
 
     /// Takes over the process's stdio.
@@ -140,6 +154,9 @@ impl Process {
         let mut outputs = self.shared.outputs.lock();
         outputs.keep_backlog();
         self.start_pumps(&mut outputs);
+        if *self.shared.pumping.borrow() == 0 {
+            self.finish_kept();
+        }
     }
 
     /// Makes [`Process::wait`] wait for [`Process::cleaned`].
@@ -153,10 +170,10 @@ impl Process {
     }
 
     /// Reports the end of the process. The first report counts.
-    pub(crate) fn ended(&self, status: i32) {
+    pub(crate) fn ended(&self, ending: Ending) {
         self.shared.ended.send_if_modified(|ended| {
             let first = ended.is_none();
-            ended.get_or_insert(status);
+            ended.get_or_insert(ending);
             first
         });
         self.count(&mut self.shared.outputs.lock());
@@ -197,12 +214,34 @@ impl Process {
 
     /// Returns the exit status, if the process has ended.
     pub(crate) fn status(&self) -> Option<i32> {
+        self.ending().map(|ending| ending.status)
+    }
+
+    /// Returns how the process has ended, if it has.
+    pub fn ending(&self) -> Option<Ending> {
         *self.shared.ended.borrow()
     }
 
     /// Returns the process's id, which is unique in its container.
     pub fn id(&self) -> &str {
-        &self.shared.id
+        &self.shared.about.id
+    }
+
+    /// Returns what the process was started as.
+    pub fn about(&self) -> &Arc<About> {
+        &self.shared.about
+    }
+
+    /// Returns the output that is kept of the process; `None`: none is.
+    pub fn kept(&self) -> Option<&Arc<Kept>> {
+        self.shared.kept.as_ref()
+    }
+
+    /// Waits for the end of the process; its descendants may still print.
+    pub async fn exited(&self) -> Result<Ending> {
+        let gone = || Error::UnknownProcess(self.id().to_owned());
+        let ended = self.shared.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
+        ended.ok_or_else(gone)
     }
 
     /// Subscribes to the output from now on; the first subscriber also gets what was printed before. With
@@ -233,10 +272,16 @@ impl Process {
         }
     }
 
+    /// Ends what is kept of the output: no more can come.
+    pub(crate) fn finish_kept(&self) {
+        self.shared.kept.iter().for_each(|kept| kept.finish());
+    }
+
     async fn pump(self, stream: usize, pipe: OwnedFd) {
         let shared = &self.shared;
-        if let Err(error) = pump(pipe, stream, &shared.outputs, shared.cut.subscribe()).await {
-            tracing::error!(process = shared.id, %error, "process.output-lost");
+        let kept = shared.kept.as_deref();
+        if let Err(error) = pump(pipe, stream, &shared.outputs, kept, shared.cut.subscribe()).await {
+            tracing::error!(process = self.id(), %error, "process.output-lost");
         }
         let last = {
             let mut outputs = shared.outputs.lock();
@@ -246,14 +291,20 @@ impl Process {
             if last {
                 outputs.end_all();
                 outputs.leftover = None;
+                self.finish_kept();
             }
             last
         };
         if last && shared.ended.subscribe().wait_for(Option::is_some).await.is_ok() {
             drop(shared.stdin.lock().take());
             // Fails if the keeper is gone by now, and with it all that it kept.
-            drop(shared.keeper.release(&shared.id).await);
+            drop(shared.keeper.release(self.id()).await);
         }
+    }
+
+    /// Holds stdin open for as long as the process lives, whoever attaches and leaves.
+    pub(crate) fn hold_input(&self) {
+        *self.shared.inputs.lock() += 1;
     }
 
     /// Returns a writer handle for stdin. That of the `starter` holds stdin open from now on, any other from
@@ -276,25 +327,24 @@ impl Process {
         if !self.shared.terminal.load(Ordering::Relaxed) {
             return Err(Error::Invalid("it has no terminal".into()));
         }
-        let resized = self.shared.keeper.resize(&self.shared.id, wire::Window::from(window)).await;
+        let resized = self.shared.keeper.resize(self.id(), wire::Window::from(window)).await;
         resized.map_err(Error::keeper("resize"))
     }
 
     /// Waits for the end of the process and of both its streams, as guardian does: the process's descendants
     /// may still print. Returns the exit status, 128 + signal when killed.
     pub async fn wait(&self) -> Result<i32> {
-        let gone = |_| Error::UnknownProcess(self.shared.id.clone());
-        let status =
-            self.shared.ended.subscribe().wait_for(Option::is_some).await.map(|s| *s).map_err(gone)?;
+        let gone = |_| Error::UnknownProcess(self.id().to_owned());
+        let ending = self.exited().await?;
         self.shared.pumping.subscribe().wait_for(|n| *n == 0).await.map_err(gone)?;
         self.shared.cleaned.subscribe().wait_for(|done| *done).await.map_err(gone)?;
-        status.ok_or_else(|| Error::UnknownProcess(self.shared.id.clone()))
+        Ok(ending.status)
     }
 
     /// Waits for the end of the program. Returns its exit status if one of its descendants still holds the
     /// output open.
     pub async fn outlived(&self) -> Option<i32> {
-        let status = self.shared.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|s| *s)?;
+        let status = self.exited().await.ok()?.status;
         // The output of most programs ends with them, and is read to its end within a moment.
         let mut pumping = self.shared.pumping.subscribe();
         let over = tokio::time::timeout(OUTLIVED, pumping.wait_for(|n| *n == 0)).await;
@@ -303,7 +353,7 @@ impl Process {
 
     /// Sends a signal, given by its number.
     pub async fn signal(&self, signal: i32) -> Result<()> {
-        let signalled = self.shared.keeper.signal(&self.shared.id, signal).await;
+        let signalled = self.shared.keeper.signal(self.id(), signal).await;
         signalled.map_err(Error::keeper("signal"))
     }
 }
@@ -360,7 +410,7 @@ impl Input {
         if self.let_go() && !shared.terminal.load(Ordering::Relaxed) {
             drop(shared.stdin.lock().take());
             // An ended process has no input to close.
-            drop(shared.keeper.close_stdin(&shared.id).await);
+            drop(shared.keeper.close_stdin(&shared.about.id).await);
         }
     }
 

@@ -695,7 +695,7 @@ mod tests {
         let pumped = {
             let outputs = outputs.clone();
             tokio::spawn(async move {
-                pump(ours, 0, &outputs, cut).await.unwrap();
+                pump(ours, 0, &outputs, None, cut).await.unwrap();
                 outputs.lock().end_all();
             })
         };

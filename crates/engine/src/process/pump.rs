@@ -1,5 +1,6 @@
 //! The pump of a stream: it reads the pipe of a process's output and passes each piece on to the stream's readers.
 
+use crate::process::kept::Kept;
 use crate::process::output::{CHUNK, Outputs, SMALL, deliver};
 use bytes::{BufMut as _, Bytes};
 use parking_lot::Mutex;
@@ -26,16 +27,17 @@ const SOON: Duration = Duration::from_secs(1);
 /// Capacity, in bytes, that the pipe of a process with much output is given.
 const PIPE: usize = 1 << 20;
 
-/// Copies from the pipe to all readers until end of file, which comes only when the program's descendants
+/// Copies from the pipe to all readers, and to what is kept, until end of file, which comes only when the program's descendants
 /// have closed the pipe too. Once `cut` is true, it stops as soon as the pipe is empty.
 pub async fn pump(
     pipe: OwnedFd,
     stream: usize,
     outputs: &Mutex<Outputs>,
+    kept: Option<&Kept>,
     cut: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
     let mut much = false;
-    let pumped = pass_on(pipe, stream, outputs, cut, &mut much).await;
+    let pumped = pass_on(pipe, stream, outputs, kept, cut, &mut much).await;
     if much {
         // Tens of megabytes may be queued for readers, who are about to take them.
         trim_soon();
@@ -84,6 +86,7 @@ async fn pass_on(
     pipe: OwnedFd,
     stream: usize,
     outputs: &Mutex<Outputs>,
+    kept: Option<&Kept>,
     mut cut: watch::Receiver<bool>,
     much: &mut bool,
 ) -> std::io::Result<()> {
@@ -133,6 +136,7 @@ async fn pass_on(
             // wrong.
             let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE);
         }
+        kept.into_iter().for_each(|kept| kept.append(stream, &buffer));
         // A queued piece is charged by its length: a small one must not keep a large buffer alive.
         let piece = if read < size / 2 {
             let piece = Bytes::copy_from_slice(&buffer);
@@ -184,7 +188,7 @@ mod tests {
         let mut turns = 0;
         tokio::select! {
             biased;
-            pumped = pump(ours, 0, &outputs, cut) => pumped.unwrap(),
+            pumped = pump(ours, 0, &outputs, None, cut) => pumped.unwrap(),
             () = async { loop { turns += 1; tokio::task::yield_now().await } } => {}
         }
         assert!(turns >= 256 * SMALL / TURN, "{turns}");
@@ -209,7 +213,7 @@ mod tests {
         let outputs = Mutex::new(Outputs::default());
         let (_stop, cut) = watch::channel(false);
         let begin = tokio::time::Instant::now();
-        pump(ours, 0, &outputs, cut).await.unwrap();
+        pump(ours, 0, &outputs, None, cut).await.unwrap();
         let time = begin.elapsed();
         assert!(time >= 19 * PAUSE && time <= 20 * LONGEST_PAUSE, "{time:?}");
         printing.join().unwrap();

@@ -5,6 +5,7 @@ pub(crate) mod answering;
 pub(crate) mod connection;
 pub(crate) mod events;
 pub(crate) mod hijack;
+pub(crate) mod kept;
 pub(crate) mod process;
 pub(crate) mod requests;
 pub(crate) mod tar;

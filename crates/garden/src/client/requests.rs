@@ -4,6 +4,7 @@ use super::address::{Address, bulk, container, escape, files, property};
 use super::answering::{Answering, Course, again};
 use super::connection::{Server, dial};
 use super::events::Events;
+use super::kept::KeptOutput;
 use super::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, hijack};
 use super::process::{Io, Process};
 use super::tar::{ReaderBody, TAR_FAILURE, TarReader};
@@ -11,8 +12,8 @@ use super::tls::{Tls, TlsFiles};
 use crate::error::{Error, Result};
 use crate::json::{decode, encode};
 use crate::wire::{
-    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, ContainerInfo, ContainerSpec, CpuLimits, Created,
-    DiskLimits, HandleList, History, ImageUnderWay, MemoryLimits, Metrics, NetIn, NetOutRule, ProcessSpec,
+    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Container, ContainerInfo, ContainerSpec, CpuLimits, Created,
+    Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits, Metrics, NetIn, NetOutRule, ProcessSpec, ProcessState,
     PropertyValue, Stop,
 };
 use bytes::Bytes;
@@ -35,6 +36,16 @@ use tokio::sync::Notify;
 
 /// The most bytes of a JSON reply.
 const REPLY_LIMIT: usize = 64 << 20;
+
+/// Returns the query for these properties.
+fn query(properties: &BTreeMap<String, String>) -> String {
+    let mut text = String::new();
+    for (n, (key, value)) in properties.iter().enumerate() {
+        let _ = write!(text, "{}{}={}", if n == 0 { '?' } else { '&' }, escape(key), escape(value));
+    }
+    text
+}
+
 /// A Garden client; clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -72,10 +83,7 @@ impl Client {
 
     /// Returns the handles of the containers that have all these properties.
     pub async fn list(&self, filter: &BTreeMap<String, String>) -> Result<Vec<String>> {
-        let mut path = "/containers".to_owned();
-        for (n, (key, value)) in filter.iter().enumerate() {
-            let _ = write!(path, "{}{}={}", if n == 0 { '?' } else { '&' }, escape(key), escape(value));
-        }
+        let path = format!("/containers{}", query(filter));
         self.get::<HandleList>(&path).await.map(|list| list.handles)
     }
 
@@ -175,6 +183,35 @@ impl Client {
     /// Returns the images that the server brings into its store, oldest first. Wardian's own.
     pub async fn images_under_way(&self) -> Result<Vec<ImageUnderWay>> {
         self.exact("/wardian/images/under_way").await
+    }
+
+    /// Returns the containers that have all these properties, with their images and processes, by handle. Wardian's own.
+    pub async fn containers(&self, properties: &BTreeMap<String, String>) -> Result<Vec<Container>> {
+        self.exact(&format!("/wardian/containers{}", query(properties))).await
+    }
+
+    /// Returns all that is known of a container; its variables only `with_env`. Wardian's own.
+    pub async fn container(&self, handle: &str, with_env: bool) -> Result<Details> {
+        let query = if with_env { "?env" } else { "" };
+        self.exact(&format!("/wardian{}", container(handle, query))).await
+    }
+
+    /// Returns the handle that is meant by a handle or the beginning of a container's id. Wardian's own.
+    pub async fn named(&self, name: &str) -> Result<String> {
+        self.exact::<Handle>(&format!("/wardian{}", container(name, "/handle"))).await.map(|named| named.handle)
+    }
+
+    /// Waits for the end of a process, and returns how it has ended. Wardian's own.
+    pub async fn wait(&self, handle: &str, process: &str) -> Result<ProcessState> {
+        let path = format!("/processes/{}/wait", escape(process));
+        self.exact(&format!("/wardian{}", container(handle, &path))).await
+    }
+
+    /// Reads the output that is kept of a process; with `follow` also what it prints from now on. Wardian's own.
+    pub async fn kept_output(&self, handle: &str, process: &str, follow: bool) -> Result<KeptOutput> {
+        let path = format!("/processes/{}/output{}", escape(process), if follow { "?follow" } else { "" });
+        let path = format!("/wardian{}", container(handle, &path));
+        hijack(&self.server, "GET", &path, "", &[]).await.map(|taken| KeptOutput::new(taken.stream))
     }
 
     /// Subscribes to the events from now on, of one container or of all. Wardian's own.

@@ -25,7 +25,7 @@ pub struct Args {
     /// Ctrl-C ends the attaching, not the process
     #[arg(long)]
     no_signals: bool,
-    /// The container's handle
+    /// The container's handle, or the beginning of its id
     handle: String,
     /// The process's id, as `exec -d` prints it
     #[arg(default_value = MAIN)]
@@ -43,6 +43,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     wanted.check()?;
     let (client, mut signals) = (server.client()?, Signals::catch()?);
     wanted.foreground(&mut signals).await?;
+    let handle = server.named(&client, &handle).await?;
     let (io, left) = streams(wanted);
     // Without -i, the input of the process is not closed either.
     let io = if interactive { io } else { Io { stdin: None, ..io } };
@@ -56,9 +57,7 @@ async fn work(args: Args) -> Result<ExitCode> {
             if let Err(missing) = client.info(&handle).await {
                 return Err(server.explain(missing));
             }
-            return Err(anyhow::Error::new(error).context(format!(
-                "unknown process: {process} in {handle}; what `run` starts is called {MAIN}"
-            )));
+            return Err(server.no_process(error, &handle, &process));
         }
         attached => attached.map_err(|error| server.explain(error))?,
     };

@@ -2,6 +2,7 @@
 
 use super::session::{End, PATIENCE, PIPE, Signals};
 use super::spec::Making;
+use super::status::status;
 use super::{Server, block_on};
 use crate::exit::interrupted;
 use crate::print;
@@ -12,7 +13,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 use wardian_garden::wire::ContainerSpec;
-use wardian_garden::{Client, ErrorKind};
+use wardian_garden::{Client, Error, ErrorKind};
 use wardian_lab::Interrupted;
 use wardian_store::Phase;
 
@@ -115,6 +116,9 @@ pub async fn create(
         made => made,
     };
     let made = match made {
+        Ok(Err(error)) if matches!(&error, Error::Garden(body) if body.message.contains(IN_USE)) => {
+            return Err(taken(client, handle, error).await);
+        }
         Ok(made) => made.map_err(|error| server.explain(error))?,
         Err(number) => {
             let text = format!(
@@ -138,6 +142,20 @@ pub async fn create(
             Err(interrupted(second, &text))
         }
     }
+}
+
+/// What a server says of a handle that is taken.
+const IN_USE: &str = "already in use";
+
+/// Adds to the error for a handle that is taken what has become of its container.
+async fn taken(client: &Client, handle: &str, error: Error) -> anyhow::Error {
+    let known = tokio::time::timeout(ANSWER, client.container(handle, false)).await;
+    let Ok(Ok(known)) = known else { return error.into() };
+    let status = print::tame(&status(&known.container));
+    anyhow::Error::new(error).context(format!(
+        "there is a container {handle} already ({status}): `wardian rm {handle}` destroys it, `wardian exec {handle} -- COMMAND` \
+         runs another command in it"
+    ))
 }
 
 /// Whether the server brings the image into its store at the moment; one that does not answer soon does not say so.

@@ -23,7 +23,7 @@ pub struct Args {
     streams: Streams,
     #[command(flatten)]
     place: Place,
-    /// The container's handle
+    /// The container's handle, or the beginning of its id
     handle: String,
     /// What to run
     #[arg(value_name = "COMMAND", allow_hyphen_values = true)]
@@ -44,11 +44,13 @@ async fn work(args: Args) -> Result<ExitCode> {
     let mut process = place.process((path, words.collect()), "place");
     process.env = env.all()?;
     let detach = wanted.detach;
+    wanted.enter(&mut process, false);
     let wanted = wanted.wanted(true);
     wanted.check()?;
     let (client, mut signals) = (server.client()?, Signals::catch()?);
     wanted.foreground(&mut signals).await?;
     wanted.prepare(&mut process);
+    let handle = server.named(&client, &handle).await?;
     let (streams, left) = streams(wanted);
     let io = if detach { Io::default() } else { streams };
     let started = match signals.begun(None, client.run(&handle, &process, io)).await {

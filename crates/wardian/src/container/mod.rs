@@ -5,12 +5,17 @@ pub mod cp;
 pub mod create;
 pub mod events;
 pub mod exec;
+mod format;
+pub mod inspect;
+pub mod logs;
 pub mod manage;
 pub mod network;
 pub mod ps;
 pub mod run;
 mod session;
 pub mod spec;
+pub mod stats;
+mod status;
 mod terminal;
 
 use crate::store::RUN;
@@ -23,6 +28,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use wardian_garden::{Address, Client, Error, ErrorKind, TlsFiles};
 
+/// Digits of a container's id.
+const ID: usize = 32;
 /// The id of the process that `run` starts.
 pub const MAIN: &str = "main";
 
@@ -156,6 +163,32 @@ impl Server {
             "the process was started and goes on, but its output cannot be fetched: `wardian attach {handle}{process}` shows \
              what it prints from then on"
         ))
+    }
+
+    /// Returns the handle that is meant by a handle or by the beginning of a container's id. Only what may be the beginning of
+    /// an id costs a request.
+    pub async fn named(&self, client: &Client, name: &str) -> Result<String> {
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if name.is_empty() || name.len() > ID || !name.bytes().all(is_digit) {
+            return Ok(name.to_owned());
+        }
+        match client.named(name).await {
+            Ok(handle) => Ok(handle),
+            Err(error @ Error::Garden(_)) if error.kind() != Some(ErrorKind::ContainerNotFound) => Err(error.into()),
+            // Other Garden servers do not know the request; the command's own one tells what is wrong.
+            Err(_) => Ok(name.to_owned()),
+        }
+    }
+
+    /// Converts an error of a request for a process.
+    pub fn no_process(&self, error: Error, handle: &str, process: &str) -> anyhow::Error {
+        if error.kind() == Some(ErrorKind::ProcessNotFound) {
+            return anyhow::Error::new(error).context(format!(
+                "unknown process: {process} in {handle}; what `run` starts is called {MAIN}, and `wardian inspect {handle}` lists \
+                 the processes"
+            ));
+        }
+        self.explain(error)
     }
 
     fn want_tls(&self) -> String {

@@ -292,9 +292,8 @@ fn at(info: &ContainerInfo, port: &PortMapping) -> String {
 }
 
 /// Formats mapped ports for a table: `8080->80/tcp`, the first few of many.
-pub fn summary(info: &ContainerInfo) -> String {
+pub fn summary(ports: &[PortMapping]) -> String {
     const SHOWN: usize = 3;
-    let ports = info.mapped_ports.as_deref().unwrap_or_default();
     let one = |port: &PortMapping| format!("{}->{}/{}", port.host_port, port.container_port, name(port));
     let mut shown: Vec<String> = ports.iter().take(SHOWN).map(one).collect();
     if ports.len() > SHOWN {

@@ -1,124 +1,96 @@
-//! `wardian ps`, `wardian inspect` and `wardian stats`.
+//! `wardian ps`.
 
-use super::session::{End, Signals};
+use super::format::{self, Format};
 use super::spec::pair;
+use super::status::{state, status};
 use super::{Server, block_on, network};
 use crate::print;
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use wardian_garden::wire::{BulkInfo, BulkMetrics, ContainerInfo, Metrics, PortMapping};
-use wardian_garden::{Client, Error, ErrorKind};
+use wardian_garden::wire::{Container, PortMapping};
+use wardian_garden::{Client, Error};
 
-/// The maximum number of handles in one bulk request, since they are in its URL.
-const BULK: usize = 100;
-/// The sampling interval.
-const PERIOD: Duration = Duration::from_secs(1);
+/// The most columns of a command in the table, as docker has it.
+const COMMAND: usize = 20;
 
 /// Which to list.
 #[derive(Debug, ClapArgs)]
-pub struct Ps {
+pub struct Args {
     #[command(flatten)]
     server: Server,
     /// Also those that are being made, or could not be unmade
     #[arg(short, long)]
     all: bool,
     /// Print nothing but handles
-    #[arg(short, long, conflicts_with = "json")]
+    #[arg(short, long, conflicts_with_all = ["json", "format"])]
     quiet: bool,
-    /// Only those with this property
+    /// Only those of which this is true: name=TEXT (part of the handle), id=DIGITS, image=NAME, status=WORD (running, exited,
+    /// idle, stopped, broken, creating), exited=STATUS, label=KEY[=VALUE], or KEY=VALUE for a property
     #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = pair)]
     filters: Vec<(String, String)>,
+    /// Print whole ids and commands
+    #[arg(long)]
+    no_trunc: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print each by a template with the fields of --json, or docker's: '{{.handle}} {{.Status}}', 'table {{.Names}}\t{{.Ports}}';
+    /// `json`: an object a line
+    #[arg(long, value_name = "TEMPLATE", value_parser = format::parse, conflicts_with = "json")]
+    format: Option<Format>,
 }
 
-/// Which to show.
-#[derive(Debug, ClapArgs)]
-pub struct Inspect {
-    #[command(flatten)]
-    server: Server,
-    /// The container's handle
-    handle: String,
-}
+/// What is asked of containers here, and not of the server.
+#[derive(Debug, Default)]
+struct Filters(BTreeMap<String, Vec<String>>);
 
-/// Which to watch.
-#[derive(Debug, ClapArgs)]
-pub struct Stats {
-    #[command(flatten)]
-    server: Server,
-    /// Look once, for a second
-    #[arg(long)]
-    no_stream: bool,
-    /// Print JSON, an array a line
-    #[arg(long)]
-    json: bool,
-    /// Handles [default: all]
-    #[arg(value_name = "HANDLE")]
-    handles: Vec<String>,
-}
-
-/// Fetches the info of containers in few requests. A handle that contains a comma needs a request of its own, because
-/// bulk requests separate handles by commas.
-async fn infos(client: &Client, handles: &[String]) -> Result<BTreeMap<String, BulkInfo>, Error> {
-    let mut all = BTreeMap::new();
-    let plain = plain(handles);
-    let mut chunks: Vec<&[&str]> = plain.chunks(BULK).collect();
-    while let Some(chunk) = chunks.pop() {
-        match client.bulk_info(chunk).await {
-            Ok(some) => all.extend(some),
-            // The response may be too long for containers with many properties, so the request is split.
-            Err(Error::Http(_) | Error::Response(_) | Error::Status { .. }) if chunk.len() > 1 => {
-                let (first, second) = chunk.split_at(chunk.len() / 2);
-                chunks.extend([first, second]);
+impl Filters {
+    /// Returns the filters, and the properties that the server looks for.
+    fn of(given: Vec<(String, String)>) -> (Self, BTreeMap<String, String>) {
+        let (mut own, mut properties) = (BTreeMap::<String, Vec<String>>::new(), BTreeMap::new());
+        for (key, value) in given {
+            match key.as_str() {
+                "name" | "id" | "status" | "exited" => own.entry(key).or_default().push(value),
+                "image" | "ancestor" => own.entry("image".to_owned()).or_default().push(value),
+                "label" | "property" => match value.split_once('=') {
+                    Some((key, value)) => drop(properties.insert(key.to_owned(), value.to_owned())),
+                    None => own.entry("label".to_owned()).or_default().push(value),
+                },
+                _ => drop(properties.insert(key, value)),
             }
-            Err(error) => return Err(error),
         }
+        (Self(own), properties)
     }
-    for handle in odd(handles) {
-        if let Some(info) = there(client.info(handle).await)? {
-            all.insert(handle.clone(), BulkInfo { info, ..BulkInfo::default() });
-        }
-    }
-    Ok(all)
-}
 
-async fn metrics(client: &Client, handles: &[String]) -> Result<BTreeMap<String, BulkMetrics>, Error> {
-    let mut all = BTreeMap::new();
-    for chunk in plain(handles).chunks(BULK) {
-        all.extend(client.bulk_metrics(chunk).await?);
-    }
-    for handle in odd(handles) {
-        if let Some(metrics) = there(client.metrics(handle).await)? {
-            all.insert(handle.clone(), BulkMetrics { metrics, ..BulkMetrics::default() });
-        }
-    }
-    Ok(all)
-}
-
-/// Returns `None` for a container that has disappeared since it was listed.
-fn there<T>(known: Result<T, Error>) -> Result<Option<T>, Error> {
-    match known {
-        Err(error) if error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(None),
-        known => known.map(Some),
+    /// Whether a container is meant: of several values for a key one must fit, except for labels.
+    fn fit(&self, container: &Container) -> bool {
+        self.0.iter().all(|(key, values)| {
+            let has = |value: &String| match key.as_str() {
+                "name" => container.handle.contains(value.as_str()),
+                "id" => container.id.starts_with(value.as_str()),
+                "status" => state(container) == value,
+                "exited" => {
+                    let exited = container.main.as_ref().and_then(|main| main.exit_status);
+                    exited.is_some_and(|status| status.to_string() == *value)
+                }
+                "image" => is_of(container, value),
+                _ => container.properties.contains_key(value),
+            };
+            if key == "label" { values.iter().all(has) } else { values.iter().any(has) }
+        })
     }
 }
 
-fn plain(handles: &[String]) -> Vec<&str> {
-    handles.iter().map(String::as_str).filter(|handle| !handle.contains(',')).collect()
-}
-
-fn odd(handles: &[String]) -> impl Iterator<Item = &String> {
-    handles.iter().filter(|handle| handle.contains(','))
-}
-
-fn is_broken(info: &ContainerInfo) -> bool {
-    info.events.iter().flatten().any(|event| event.starts_with("broken: "))
+/// Whether a container is of the image: by its name, with or without its tag, or by the beginning of its id.
+fn is_of(container: &Container, image: &str) -> bool {
+    let id = container.image_id.strip_prefix("sha256:").unwrap_or(&container.image_id);
+    let wanted = image.strip_prefix("sha256:").unwrap_or(image);
+    let name = container.image.as_str();
+    let untagged = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map(|(name, _)| name);
+    name == image || untagged == Some(image) || (wanted.len() >= 4 && id.starts_with(wanted))
 }
 
 fn port(port: &PortMapping) -> Value {
@@ -126,249 +98,172 @@ fn port(port: &PortMapping) -> Value {
     json!({"host": port.host_port, "container": port.container_port, "protocol": protocol})
 }
 
-fn age_ms(metrics: &Metrics) -> u64 {
-    u64::try_from(metrics.age).unwrap_or_default() / 1_000_000
+/// Returns the JSON of a container.
+fn value(container: &Container) -> Value {
+    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    json!({
+        "handle": container.handle,
+        "id": container.id,
+        "image": container.image,
+        "image_id": container.image_id,
+        "state": state(container),
+        "status": status(container),
+        "reason": some(&container.reason),
+        "created_ms": Some(container.created_ms).filter(|ms| *ms > 0),
+        "main": container.main,
+        "running": container.running,
+        "ended": container.ended,
+        "address": some(&container.address),
+        "ipv6_address": some(&container.ipv6_address),
+        "external_address": some(&container.external_address),
+        "ports": container.ports.iter().map(port).collect::<Vec<_>>(),
+        "properties": container.properties,
+    })
 }
 
-/// Returns the creation time for this age, in milliseconds since 1970.
-fn made_ms(age_ms: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    u64::try_from(now).unwrap_or_default().saturating_sub(age_ms)
+/// Returns the JSON for a template: it has docker's names beside ours.
+fn row(container: &Container, whole: bool) -> Value {
+    let mut row = value(container);
+    let labels: Vec<String> =
+        container.properties.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let docker = json!({
+        "ID": id(container, whole),
+        "Names": container.handle,
+        "Image": container.image,
+        "Command": command(container, whole),
+        "RunningFor": created(container),
+        "State": state(container),
+        "Status": status(container),
+        "Ports": network::summary(&container.ports),
+        "Labels": labels.join(","),
+    });
+    if let (Value::Object(row), Value::Object(docker)) = (&mut row, docker) {
+        row.extend(docker);
+    }
+    row
+}
+
+fn id(container: &Container, whole: bool) -> String {
+    if whole { container.id.clone() } else { print::short(&container.id).to_owned() }
+}
+
+fn created(container: &Container) -> String {
+    if container.created_ms == 0 { "-".to_owned() } else { print::age(container.created_ms) }
+}
+
+fn command(container: &Container, whole: bool) -> String {
+    let words = container.main.as_ref().map(|main| main.command.join(" ")).unwrap_or_default();
+    match words.as_str() {
+        "" => "-".to_owned(),
+        words if whole => words.to_owned(),
+        words => print::ellipsis(words, COMMAND),
+    }
+}
+
+/// Returns the containers that have these properties. An ordinary Garden server does not tell what is asked here.
+pub async fn containers(
+    server: &Server,
+    client: &Client,
+    properties: &BTreeMap<String, String>,
+) -> Result<Vec<Container>> {
+    client.containers(properties).await.map_err(|error| match error {
+        Error::Status { status: 404, .. } => anyhow::Error::new(error)
+            .context("this server does not tell what runs in its containers: it is no wardian, or an earlier one"),
+        error => server.explain(error),
+    })
 }
 
 /// Runs `wardian ps`.
-pub fn ps(args: Ps) -> Result<ExitCode> {
-    let Ps { server, all, quiet, filters, json } = args;
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Args { server, all, quiet, filters, no_trunc, json, format } = args;
     let client = server.client()?;
-    let mut filter: BTreeMap<String, String> = filters.into_iter().collect();
-    if all {
-        filter.insert("garden.state".into(), "all".into());
-    }
-    let listed = block_on(async {
-        let explain = |error| server.explain(error);
-        let mut handles = client.list(&filter).await.map_err(explain)?;
-        if quiet {
-            return Ok((handles, BTreeMap::new(), BTreeMap::new()));
-        }
-        let infos = infos(&client, &handles).await.map_err(explain)?;
-        if !all {
-            // Without `--all` no containers in creation are listed, so one without info has disappeared.
-            let is_known = |entry: &BulkInfo| entry.err.is_none();
-            handles.retain(|handle| infos.get(handle).map_or(!handle.contains(','), is_known));
-        }
-        let metrics = metrics(&client, &handles).await.map_err(explain)?;
-        Ok((handles, infos, metrics))
-    });
-    let (handles, infos, metrics) = listed?;
+    let (filters, properties) = Filters::of(filters);
+    let mut found = block_on(containers(&server, &client, &properties))?;
+    let is_created = |container: &Container| {
+        container.properties.get("garden.state").is_some_and(|state| state == "created")
+    };
+    found.retain(|container| (all || is_created(container)) && filters.fit(container));
     if quiet {
-        print::text(&handles.iter().map(|handle| format!("{handle}\n")).collect::<String>())?;
-        return Ok(ExitCode::SUCCESS);
+        print::text(&found.iter().map(|container| format!("{}\n", container.handle)).collect::<String>())?;
+    } else if json {
+        print::json(&found.iter().map(value).collect::<Vec<_>>())?;
+    } else if let Some(format) = format {
+        let rows: Vec<_> = found.iter().map(|container| row(container, no_trunc)).collect();
+        format.print(&rows)?;
+    } else {
+        let cells = |container: &Container| {
+            [
+                id(container, no_trunc),
+                container.image.clone(),
+                command(container, no_trunc),
+                created(container),
+                status(container),
+                network::summary(&container.ports),
+                container.handle.clone(),
+            ]
+        };
+        let rows: Vec<_> = found.iter().map(cells).collect();
+        let head = ["ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "HANDLE"];
+        print::text(&print::table(head, &rows))?;
     }
-    let known = |handle: &String| {
-        let info = infos.get(handle).filter(|entry| entry.err.is_none()).map(|entry| &entry.info);
-        let metrics = metrics.get(handle).filter(|entry| entry.err.is_none()).map(|entry| &entry.metrics);
-        let state = match info {
-            Some(info) if is_broken(info) => "broken",
-            Some(info) => info.state.as_str(),
-            // Still being created, or destroyed meanwhile.
-            None => "unknown",
-        };
-        (info, metrics, state.to_owned())
-    };
-    if json {
-        let entry = |handle: &String| {
-            let (info, metrics, state) = known(handle);
-            let address = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-            let ports = info.and_then(|info| info.mapped_ports.as_deref()).unwrap_or_default();
-            json!({
-                "handle": handle,
-                "state": state,
-                "address": info.and_then(|info| address(&info.container_ip)),
-                "ipv6_address": info.and_then(|info| address(&info.container_ipv6)),
-                "external_address": info.and_then(|info| address(&info.external_ip)),
-                "ports": ports.iter().map(port).collect::<Vec<_>>(),
-                "created_ms": metrics.map(|metrics| made_ms(age_ms(metrics))),
-                "pids": metrics.map(|metrics| metrics.pid_stat.current),
-                "memory_bytes": metrics.map(|metrics| metrics.memory_stat.total_usage_toward_limit),
-                "written_bytes": metrics.map(|metrics| metrics.disk_stat.exclusive_bytes_used),
-                "properties": info.and_then(|info| info.properties.clone()).unwrap_or_default(),
-                "events": info.and_then(|info| info.events.clone()).unwrap_or_default(),
-            })
-        };
-        print::json(&handles.iter().map(entry).collect::<Vec<_>>())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let row = |handle: &String| {
-        let (info, metrics, state) = known(handle);
-        let made = metrics.map_or_else(|| "-".to_owned(), |metrics| print::age(made_ms(age_ms(metrics))));
-        let pids = metrics.map_or_else(|| "-".to_owned(), |metrics| metrics.pid_stat.current.to_string());
-        let memory = metrics.map_or_else(
-            || "-".to_owned(),
-            |metrics| print::bytes(metrics.memory_stat.total_usage_toward_limit),
-        );
-        let address = info.map(|info| info.container_ip.clone()).filter(|ip| !ip.is_empty());
-        let ports = info.map_or_else(|| "-".to_owned(), network::summary);
-        [handle.clone(), state, made, pids, memory, address.unwrap_or_else(|| "-".to_owned()), ports]
-    };
-    let rows: Vec<_> = handles.iter().map(row).collect();
-    print::text(&print::table(["HANDLE", "STATE", "CREATED", "PIDS", "MEMORY", "ADDRESS", "PORTS"], &rows))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs `wardian inspect`.
-pub fn inspect(args: Inspect) -> Result<ExitCode> {
-    let Inspect { server, handle } = args;
-    let client = server.client()?;
-    let known = block_on(async {
-        let info = client.info(&handle).await.map_err(|error| server.explain(error))?;
-        // A broken container has no metrics, and other Garden servers have no history and tell no egress rules.
-        let (memory, cpu) = (client.memory_limits(&handle).await.ok(), client.cpu_limits(&handle).await.ok());
-        let bandwidth = client.bandwidth_limits(&handle).await.ok();
-        let disk = client.disk_limits(&handle).await.ok();
-        let egress = client.net_out_rules(&handle).await.ok();
-        let (metrics, history) = (client.metrics(&handle).await.ok(), client.history(&handle).await.ok());
-        Ok(json!({
-            "handle": handle,
-            "info": info,
-            "limits": {"memory": memory, "cpu": cpu, "bandwidth": bandwidth, "disk": disk},
-            "egress_rules": egress,
-            "metrics": metrics,
-            "history": history,
-        }))
-    });
-    print::json(&known?)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// One line of the table of `wardian stats`.
-#[derive(Debug, PartialEq)]
-struct Use {
-    handle: String,
-    cpu_percent: f64,
-    memory_bytes: u64,
-    pids: u64,
-    written_bytes: u64,
-}
-
-type Sample = BTreeMap<String, Metrics>;
-
-/// Returns the usage of containers that are in both samples.
-fn uses(before: &Sample, after: &Sample) -> Vec<Use> {
-    let line = |(handle, now): (&String, &Metrics)| {
-        let then = before.get(handle)?;
-        // A smaller age shows a new container with the same handle.
-        let elapsed = u64::try_from(now.age.checked_sub(then.age)?).ok().filter(|ns| *ns > 0)?;
-        let used = now.cpu_stat.usage.saturating_sub(then.cpu_stat.usage);
-        #[allow(clippy::cast_precision_loss)]
-        let cpu_percent = used as f64 / elapsed as f64 * 100.0;
-        Some(Use {
-            handle: handle.clone(),
-            cpu_percent,
-            memory_bytes: now.memory_stat.total_usage_toward_limit,
-            pids: now.pid_stat.current,
-            written_bytes: now.disk_stat.exclusive_bytes_used,
-        })
-    };
-    after.iter().filter_map(line).collect()
-}
-
-fn table(uses: &[Use]) -> String {
-    let row = |one: &Use| {
-        let (memory, written) = (print::bytes(one.memory_bytes), print::bytes(one.written_bytes));
-        [one.handle.clone(), format!("{:.1}", one.cpu_percent), memory, one.pids.to_string(), written]
-    };
-    let rows: Vec<_> = uses.iter().map(row).collect();
-    print::table(["HANDLE", "CPU %", "MEMORY", "PIDS", "WRITTEN"], &rows)
-}
-
-fn as_json(uses: &[Use]) -> Value {
-    let entry = |one: &Use| {
-        json!({
-            "handle": one.handle,
-            "cpu_percent": (one.cpu_percent * 100.0).round() / 100.0,
-            "memory_bytes": one.memory_bytes,
-            "pids": one.pids,
-            "written_bytes": one.written_bytes,
-        })
-    };
-    uses.iter().map(entry).collect()
-}
-
-/// Takes a sample of the metrics.
-async fn sample(client: &Client, handles: &[String]) -> Result<Sample, Error> {
-    let wanted = if handles.is_empty() { client.list(&BTreeMap::new()).await? } else { handles.to_owned() };
-    let all = metrics(client, &wanted).await?;
-    Ok(all
-        .into_iter()
-        .filter(|(_, entry)| entry.err.is_none())
-        .map(|(handle, entry)| (handle, entry.metrics))
-        .collect())
-}
-
-/// Prints what containers use: once, or each second until Ctrl-C.
-pub fn stats(args: Stats) -> Result<ExitCode> {
-    let Stats { server, no_stream, json, handles } = args;
-    block_on(async {
-        let (client, mut signals) = (server.client()?, Signals::catch()?);
-        let explain = |error| server.explain(error);
-        let look = async {
-            let mut before = sample(&client, &handles).await.map_err(explain)?;
-            if let Some(unknown) = handles.iter().find(|handle| !before.contains_key(*handle)) {
-                // Fails with the reason.
-                client.metrics(unknown).await.map_err(explain)?;
-            }
-            let live = !no_stream && !json && std::io::stdout().is_terminal();
-            loop {
-                tokio::time::sleep(PERIOD).await;
-                let after = sample(&client, &handles).await.map_err(explain)?;
-                let uses = uses(&before, &after);
-                if live {
-                    print::raw("\x1b[H\x1b[J")?;
-                }
-                let table = || table(&uses);
-                let goes_on =
-                    if json { print::json_line(&as_json(&uses))? } else { print::line(table().trim_end())? };
-                if no_stream || !goes_on || (!handles.is_empty() && after.is_empty()) {
-                    return Ok(ExitCode::SUCCESS);
-                }
-                before = after;
-            }
-        };
-        signals.until(look).await.unwrap_or_else(|number| Ok(End::Left(number).code()))
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wardian_garden::wire::{CPUStat, PidStat};
+    use wardian_garden::wire::ProcessState;
 
-    fn of(age: i64, usage: u64) -> Metrics {
-        Metrics {
-            age,
-            cpu_stat: CPUStat { usage, ..CPUStat::default() },
-            pid_stat: PidStat { current: 2, max: 0 },
-            ..Metrics::default()
+    fn container() -> Container {
+        Container {
+            handle: "web-1".into(),
+            id: "0123456789abcdef".into(),
+            image: "docker.io/library/nginx:1.27".into(),
+            image_id: "sha256:feed1234".into(),
+            state: "active".into(),
+            main: Some(ProcessState {
+                command: ["nginx", "-g", "daemon off; and more"].map(String::from).into(),
+                exit_status: Some(4),
+                ..ProcessState::default()
+            }),
+            properties: [("a".to_owned(), "b".to_owned())].into(),
+            ..Container::default()
         }
     }
 
     #[test]
-    fn use_is_counted_between_two_looks() {
-        let before = Sample::from([
-            ("a".into(), of(1_000, 500)),
-            ("gone".into(), of(1, 1)),
-            ("again".into(), of(9, 9)),
-        ]);
-        let after = Sample::from([
-            ("a".into(), of(2_000, 1_250)),
-            ("new".into(), of(1, 1)),
-            ("again".into(), of(1, 1)),
-        ]);
-        let uses = uses(&before, &after);
-        assert_eq!(uses.len(), 1);
-        assert_eq!((uses[0].handle.as_str(), uses[0].pids), ("a", 2));
-        assert!((uses[0].cpu_percent - 75.0).abs() < 1e-9);
-        assert!(table(&uses).contains("a       75.0"));
-        assert_eq!(as_json(&uses)[0]["cpu_percent"], 75.0);
+    fn filters() {
+        let fits = |filters: &[(&str, &str)]| {
+            let given = filters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let (filters, properties) = Filters::of(given);
+            (filters.fit(&container()), properties.len())
+        };
+        for (filters, expected) in [
+            (&[("name", "web")][..], (true, 0)),
+            (&[("name", "x"), ("name", "-1")], (true, 0)),
+            (&[("name", "x")], (false, 0)),
+            (&[("id", "0123")], (true, 0)),
+            (&[("status", "exited"), ("exited", "4")], (true, 0)),
+            (&[("status", "running")], (false, 0)),
+            (&[("exited", "0")], (false, 0)),
+            (&[("ancestor", "docker.io/library/nginx")], (true, 0)),
+            (&[("image", "docker.io/library/nginx:1.27")], (true, 0)),
+            (&[("image", "feed")], (true, 0)),
+            (&[("image", "nginx")], (false, 0)),
+            (&[("label", "a")], (true, 0)),
+            (&[("label", "a"), ("label", "z")], (false, 0)),
+            (&[("label", "a=b"), ("property", "c=d"), ("e", "f")], (true, 3)),
+        ] {
+            assert_eq!(fits(filters), expected, "{filters:?}");
+        }
+    }
+
+    #[test]
+    fn rows() {
+        let row = row(&container(), false);
+        assert_eq!((&row["ID"], &row["handle"]), (&"0123456789ab".into(), &"web-1".into()));
+        assert_eq!(row["Command"], "nginx -g daemon off…");
+        assert_eq!((&row["state"], &row["Status"], &row["Labels"]), (&"exited".into(), &"exited (4)".into(), &"a=b".into()));
+        assert_eq!(command(&container(), true), "nginx -g daemon off; and more");
     }
 }

@@ -5,9 +5,11 @@ use super::session::{self, End, Signals, Wanted, failed, follow, streams};
 use super::spec::{Making, command};
 use super::{MAIN, Server, block_on};
 use crate::exit::mistake;
+use crate::store::size;
 use anyhow::{Result, anyhow, ensure};
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
+use wardian_engine::MOST_KEPT;
 use wardian_garden::wire::ProcessSpec;
 use wardian_garden::{Error, Io};
 use wardian_lab::Interrupted;
@@ -20,8 +22,8 @@ pub struct Args {
     server: Server,
     #[command(flatten)]
     making: Making,
-    /// Destroy the container in the end
-    #[arg(long, conflicts_with = "detach")]
+    /// Destroy the container when the process has ended
+    #[arg(long)]
     rm: bool,
     #[command(flatten)]
     streams: Streams,
@@ -51,15 +53,37 @@ pub struct Streams {
     /// It has a terminal; with -i, Ctrl-P Ctrl-Q detaches
     #[arg(short, long)]
     tty: bool,
-    /// Detach: do not attach to the process
-    #[arg(short, long, conflicts_with = "interactive")]
+    /// Detach: do not attach to the process. With -i its standard input stays open for `wardian attach -i`
+    #[arg(short, long)]
     pub detach: bool,
+    /// Keep this much of its newest output for `wardian logs`, at most 64M; 0: nothing [default: 1M with -d, and for `run` without
+    /// --rm]
+    #[arg(long, value_name = "BYTES", value_parser = kept)]
+    keep_output: Option<u64>,
+}
+
+/// The output that is kept of a process, in bytes, unless it is said how much.
+const KEPT: u64 = 1 << 20;
+
+fn kept(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes > MOST_KEPT => Err("at most 64M are kept; have the program write more into a volume".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 impl Streams {
     /// Converts the flags.
     pub fn wanted(&self, detachable: bool) -> Wanted {
-        Wanted { input: self.interactive, tty: self.tty, detachable, ours: false }
+        Wanted { input: self.interactive && !self.detach, tty: self.tty, detachable, ours: false }
+    }
+
+    /// Enters into the spec of a process what the server is to do with its streams; `stays`: its output is of interest later
+    /// although somebody is attached to it.
+    pub fn enter(&self, spec: &mut ProcessSpec, stays: bool) {
+        let usual = if self.detach || stays { KEPT } else { 0 };
+        spec.keep_output = self.keep_output.unwrap_or(usual);
+        spec.hold_input = self.detach && self.interactive;
     }
 }
 
@@ -108,11 +132,13 @@ async fn work(args: Args) -> Result<ExitCode> {
     );
     let command = (first.unwrap_or_default(), words.collect());
     let detach = wanted.detach;
-    // With --rm, detaching is not possible: this process must stay to destroy the container.
+    let mut process = ProcessSpec { id: MAIN.to_owned(), ..place.process(command, of_image) };
+    wanted.enter(&mut process, !rm);
+    process.remove_container = rm && detach;
+    // With --rm, the keys do not detach: this process must stay to destroy the container.
     let wanted = wanted.wanted(!rm);
     wanted.check()?;
     let spec = making.spec(image.as_deref())?;
-    let mut process = ProcessSpec { id: MAIN.to_owned(), ..place.process(command, of_image) };
     let (client, mut signals) = (server.client()?, Signals::catch()?);
     wanted.foreground(&mut signals).await?;
     wanted.prepare(&mut process);

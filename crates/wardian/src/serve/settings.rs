@@ -144,6 +144,10 @@ pub struct Args {
     /// in every container
     #[arg(long, value_name = "BYTES", env = "WARDIAN_SHM_SIZE", value_parser = crate::store::size, default_value = "64M")]
     pub shm_size: u64,
+    /// Most memory, below --run, for the output that is kept of all processes for `wardian logs`; 0: none is kept [default: 256M,
+    /// or a sixteenth of the host's memory if that is less]
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_KEPT_OUTPUT", value_parser = crate::store::size)]
+    pub kept_output: Option<u64>,
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]
     #[arg(long, value_name = "PERCENT", env = "WARDIAN_CPU_ENTITLEMENT_PER_SHARE", value_parser = percent)]
     pub cpu_entitlement_per_share: Option<f64>,

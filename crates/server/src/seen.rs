@@ -1,0 +1,100 @@
+//! Containers and processes as an operator sees them, on the wire.
+
+use crate::convert::{address, port};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use wardian_engine::{About, Condition, Ending, Engine, Network, Overview, Process, Result, Seen};
+use wardian_garden::wire;
+
+/// The process that lists show of a container, unless it has none of this name.
+const MAIN: &str = "main";
+
+fn state(condition: &Condition) -> (&str, &str) {
+    match condition {
+        Condition::Creating => ("creating", ""),
+        Condition::Active => ("active", ""),
+        Condition::Stopped => ("stopped", ""),
+        Condition::Broken(reason) => ("broken", reason),
+        Condition::Ending => ("destroying", ""),
+    }
+}
+
+fn process_state(about: &Arc<About>, ending: Option<Ending>, kept: Option<(u64, u64)>) -> wire::ProcessState {
+    wire::ProcessState {
+        id: about.id.clone(),
+        command: about.command.clone(),
+        user: about.user.clone(),
+        terminal: about.terminal,
+        pea: about.pea,
+        started_ms: about.started_ms,
+        exit_status: ending.map(|ending| ending.status),
+        exited_ms: ending.and_then(|ending| ending.at_ms),
+        out_of_memory: ending.is_some_and(|ending| ending.out_of_memory),
+        output_bytes: kept.map(|(bytes, _)| bytes),
+        output_dropped: kept.map_or(0, |(_, dropped)| dropped),
+    }
+}
+
+fn seen_process(seen: &Seen) -> wire::ProcessState {
+    process_state(&seen.about, seen.ending, seen.kept.as_ref().map(|kept| kept.size()))
+}
+
+pub(crate) fn process(process: &Process) -> wire::ProcessState {
+    process_state(process.about(), process.ending(), process.kept().map(|kept| kept.size()))
+}
+
+pub(crate) fn container(seen: &Overview) -> wire::Container {
+    let (state, reason) = state(&seen.condition);
+    let (image, image_id) = seen.image();
+    let network = seen.network();
+    let main = seen.processes.iter().find(|process| process.about.id == MAIN);
+    let running = || seen.processes.iter().filter(|process| process.ending.is_none());
+    let main = main.or_else(|| running().min_by_key(|process| process.about.started_ms));
+    wire::Container {
+        handle: seen.handle.clone(),
+        id: seen.id.clone(),
+        image: image.to_owned(),
+        image_id: image_id.to_owned(),
+        state: state.to_owned(),
+        reason: reason.to_owned(),
+        created_ms: seen.created_ms,
+        main: main.map(seen_process),
+        running: running().count(),
+        ended: seen.processes.len() - running().count(),
+        address: address(network.and_then(Network::ip)),
+        ipv6_address: address(network.and_then(Network::ipv6).map(Into::into)),
+        external_address: address(network.and_then(Network::external)),
+        ports: network.map(|network| network.mappings().iter().map(port).collect()).unwrap_or_default(),
+        properties: BTreeMap::clone(&seen.properties()),
+    }
+}
+
+/// Returns all that is known of a container.
+///
+/// # Errors
+/// Unknown handle.
+pub(crate) fn details(engine: &Engine, handle: &str, with_env: bool) -> Result<wire::Details> {
+    let seen = engine.overview(handle)?;
+    let defaults = seen.defaults();
+    let mount = |mount: wardian_engine::Mounted| wire::Mount {
+        source: mount.source,
+        destination: mount.destination,
+        options: mount.options,
+    };
+    // One that is being created has no bundle yet.
+    let mounts = engine.mounts(handle).unwrap_or_default().into_iter().map(mount).collect();
+    Ok(wire::Details {
+        processes: seen.processes.iter().map(seen_process).collect(),
+        env: with_env.then(|| seen.env().to_vec()),
+        env_count: seen.env().len(),
+        entrypoint: defaults.entrypoint.clone(),
+        command: defaults.command.clone(),
+        user: defaults.user.clone(),
+        working_dir: defaults.working_dir.clone(),
+        privileged: seen.is_privileged(),
+        mounts,
+        container_path: engine.container_path(&seen.id).to_string_lossy().into_owned(),
+        rootfs_path: engine.rootfs_path(&seen.id).to_string_lossy().into_owned(),
+        container: container(&seen),
+    })
+}
