@@ -15,6 +15,9 @@ use std::sync::Arc;
 /// The most bytes of a bundle.
 const BUNDLE: u64 = 64 << 20;
 
+/// The fields of an image's config (OCI image spec) that are shown.
+const SAID: [&str; 5] = ["ExposedPorts", "Healthcheck", "Labels", "StopSignal", "Volumes"];
+
 /// A container in a list.
 #[derive(Debug, Clone)]
 pub struct Overview {
@@ -150,6 +153,18 @@ impl Engine {
         Ok(bundle.mounts.into_iter().filter(is_given).collect())
     }
 
+    /// Returns what the config of an image says besides what containers heed, as the image has it: ports, labels, a health check,
+    /// volumes, the signal for a stop. `None`: the image has no name any more, or says nothing. It reads the disk.
+    pub fn image_says(&self, id: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
+        let image = self.shared.store.images().ok()?.into_iter().find(|image| image.id == id)?;
+        let (image, documents) = self.shared.store.read_image(&image.name).ok()?;
+        let mut config: serde_json::Value = serde_json::from_str(&documents.config?).ok()?;
+        let serde_json::Value::Object(config) = config["config"].take() else { return None };
+        let said = config.into_iter().filter(|(key, value)| SAID.contains(&key.as_str()) && !value.is_null());
+        // The name may have been given to another image meanwhile.
+        (image.id == id).then(|| said.collect())
+    }
+
     /// Returns the handle that is meant by a name: the handle itself, or else the beginning of a container's id.
     ///
     /// # Errors
@@ -162,9 +177,9 @@ impl Engine {
         let mut found = containers.values().filter(|container| container.id.starts_with(name));
         match (found.next(), found.next()) {
             (Some(one), None) if !name.is_empty() => Ok(one.handle.clone()),
-            (Some(_), Some(_)) if !name.is_empty() => {
-                Err(Error::Invalid(format!("the ids of several containers begin with {name}: give more digits")))
-            }
+            (Some(_), Some(_)) if !name.is_empty() => Err(Error::Invalid(format!(
+                "the ids of several containers begin with {name}: give more digits"
+            ))),
             _ => Err(Error::UnknownHandle(name.to_owned())),
         }
     }

@@ -24,6 +24,10 @@ use wardian_store::Store;
 use wardian_sys::directory::Directory;
 use wardian_sys::{namespace, procfs};
 
+/// The most bytes of kept output on a host with much memory, and the part of the memory on others.
+const KEPT_OUTPUT: usize = 256 << 20;
+const KEPT_OUTPUT_PART: usize = 16;
+
 /// Why a server cannot start on this host.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -133,7 +137,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let gate = Gate::new("creates", Some("--max-concurrent-creates"), creates, queued);
     // The store makes one at a time.
     let limits_gate = Gate::new("disk limits of new sizes", None, 1, queued);
-    let kept_output = Room::new(config.kept_output);
+    let kept_output = Room::new(config.kept_output.unwrap_or_else(|| kept_output(&config.run)));
     Ok(Shared {
         pairs: Pool::new("pairs", READY, home).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
@@ -165,6 +169,13 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         looking: Arc::default(),
         _lock: lock,
     })
+}
+
+/// Returns how many bytes of output are kept unless it is said: a sixteenth of the memory, 256 MiB at most, and no more than half
+/// of the run directory's file system, where the records are too.
+fn kept_output(run: &Path) -> u64 {
+    let bytes = wardian_sys::memory::budget(KEPT_OUTPUT, KEPT_OUTPUT_PART) as u64;
+    rustix::fs::statvfs(run).map_or(bytes, |fs| bytes.min(fs.f_blocks.saturating_mul(fs.f_frsize) / 2))
 }
 
 /// Returns the networks of the containers of an earlier server.

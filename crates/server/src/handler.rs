@@ -330,7 +330,10 @@ async fn answer(
         }
         Route::Details => {
             let with_env = query(request.uri().query()).contains_key("env");
-            let details = seen::details(engine, handle, with_env)?;
+            let (theirs, handle) = (engine.clone(), handle.to_owned());
+            let details =
+                tokio::task::spawn_blocking(move || seen::details(&theirs, &handle, with_env)).await;
+            let details = details.map_err(|error| Failure::Refused(error.to_string()))??;
             large::reply(state, cut, move |out| write(out, &details)).await?
         }
         Route::Named => json(&wire::Handle { handle: engine.named(handle)? }),

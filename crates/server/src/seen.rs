@@ -91,6 +91,7 @@ pub(crate) fn details(engine: &Engine, handle: &str, with_env: bool) -> Result<w
         command: defaults.command.clone(),
         user: defaults.user.clone(),
         working_dir: defaults.working_dir.clone(),
+        image_says: engine.image_says(seen.image().1).map(Into::into),
         privileged: seen.is_privileged(),
         mounts,
         container_path: engine.container_path(&seen.id).to_string_lossy().into_owned(),

@@ -12,9 +12,9 @@ use record::{Phase, Record};
 
 use crate::events::{Events, What};
 use crate::keeper::Keeper;
-use crate::process::leftover;
 use crate::process::about::{About, Ending};
 use crate::process::kept::Kept;
+use crate::process::leftover;
 use crate::process::{Over, Process};
 use crate::ready::ids::Lease;
 use crate::{Error, Result, Shared};
@@ -130,6 +130,9 @@ impl Known {
 /// How many ended processes are checked, whenever one ends, for whether they can be reduced to their status.
 const LOOKED_AT: usize = 4;
 
+/// Of so many ended processes without a record it is known what they were started as.
+const DESCRIBED: usize = 50;
+
 impl Inner {
     fn all_whole(&self) -> impl Iterator<Item = &Process> {
         self.processes.values().filter_map(Known::whole)
@@ -154,6 +157,19 @@ impl Inner {
                 Some(over) => *known = Known::Over(over),
                 None => self.whole.push_back(id),
             }
+        }
+    }
+
+    /// Forgets what older ended processes were started as, unless they have a record: clients may start one every second, and
+    /// nobody asks for it again.
+    fn strip(&mut self) {
+        let Some(id) = self.ended.len().checked_sub(DESCRIBED + 1).and_then(|at| self.ended.get(at)) else {
+            return;
+        };
+        if !self.recorded.contains_key(id)
+            && let Some(Known::Over(over)) = self.processes.get_mut(id)
+        {
+            over.about = Arc::new(About::unknown(id.to_string()));
         }
     }
 
@@ -526,6 +542,7 @@ impl Container {
         inner.open.push_back(process.clone());
         inner.cut_open(&self.handle);
         inner.shrink();
+        inner.strip();
         let forgotten = inner.forget();
         drop(inner);
         if let Some(number) = number {
@@ -580,9 +597,11 @@ impl Container {
     pub fn processes(&self) -> Vec<Seen> {
         let seen = |known: &Known| match known {
             Known::Whole(process) if !process.is_started() => None,
-            Known::Whole(process) => {
-                Some(Seen { about: process.about().clone(), ending: process.ending(), kept: process.kept().cloned() })
-            }
+            Known::Whole(process) => Some(Seen {
+                about: process.about().clone(),
+                ending: process.ending(),
+                kept: process.kept().cloned(),
+            }),
             Known::Over(over) => {
                 Some(Seen { about: over.about.clone(), ending: Some(over.ending), kept: over.kept.clone() })
             }

@@ -39,10 +39,6 @@ const FITS: usize = 1 << 10;
 pub const MOST: u64 = 64 << 20;
 /// A file of kept output takes a second slot, and more, only as long as it holds less than this part of the free bytes.
 const PART: usize = 16;
-/// The most bytes of all kept output together, on a host with much memory, …
-const ALL: usize = 256 << 20;
-/// … and the part of the memory of other hosts.
-const OF_MEMORY: usize = 16;
 /// Lists shorter than this are not searched for what was dropped.
 const FEW: usize = 64;
 
@@ -58,10 +54,9 @@ pub struct Room {
 }
 
 impl Room {
-    /// Makes the bound; `None`: 256 MiB, or a sixteenth of the host's memory.
-    pub fn new(bytes: Option<u64>) -> Arc<Self> {
-        let usual = || wardian_sys::memory::budget(ALL, OF_MEMORY);
-        let bytes = bytes.map_or_else(usual, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    /// Makes the bound.
+    pub fn new(bytes: u64) -> Arc<Self> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         Arc::new(Self { bytes, held: AtomicUsize::new(0), all: Mutex::default() })
     }
 
@@ -332,7 +327,8 @@ impl Kept {
         if state.slots.len() < 2 {
             return false;
         }
-        let Some(file) = state.file.clone().or_else(|| Some(Arc::new(self.place.file(OFlags::empty()).ok()?)))
+        let Some(file) =
+            state.file.clone().or_else(|| Some(Arc::new(self.place.file(OFlags::empty()).ok()?)))
         else {
             return false;
         };
@@ -459,7 +455,7 @@ mod tests {
 
     impl Bench {
         fn new(slots: usize) -> Self {
-            Self { dir: tempfile::tempdir().unwrap(), room: Room::new(Some((slots * SLOT) as u64)) }
+            Self { dir: tempfile::tempdir().unwrap(), room: Room::new((slots * SLOT) as u64) }
         }
 
         fn place(&self, name: &str) -> Place {

@@ -82,6 +82,8 @@ Details {
     user: String,
     /// … and the working directory.
     working_dir: String,
+    /// What else its config says: exposed ports, labels, volumes, the signal for a stop; a health check, which is not run.
+    image_says: Option<serde_json::Value>,
     /// Container root is host root.
     privileged: bool,
     /// What of the host is mounted in it.

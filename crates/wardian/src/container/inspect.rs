@@ -88,7 +88,9 @@ fn with_docker(mut all: Value) -> Value {
             "OOMKilled": main["out_of_memory"].as_bool().unwrap_or_default(),
         },
         "Config": {"Image": all["image"], "Cmd": all["command"], "Entrypoint": all["entrypoint"], "Env": all["env"],
-            "User": all["user"], "WorkingDir": all["working_dir"], "Labels": all["properties"]},
+            "User": all["user"], "WorkingDir": all["working_dir"], "Labels": all["properties"],
+            "ExposedPorts": all["image_says"]["ExposedPorts"], "StopSignal": all["image_says"]["StopSignal"],
+            "Healthcheck": all["image_says"]["Healthcheck"], "Volumes": all["image_says"]["Volumes"]},
         "Mounts": all["mounts"],
         "NetworkSettings": {"IPAddress": all["address"]},
     });
@@ -106,7 +108,10 @@ mod tests {
     fn docker_finds_its_fields() {
         let all = with_docker(json!({"handle": "h", "address": "10.1.2.3", "main": {"exit_status": 4}}));
         assert_eq!((&all["Name"], &all["State"]["ExitCode"]), (&"h".into(), &4.into()));
-        assert_eq!((&all["State"]["Running"], &all["NetworkSettings"]["IPAddress"]), (&false.into(), &"10.1.2.3".into()));
+        assert_eq!(
+            (&all["State"]["Running"], &all["NetworkSettings"]["IPAddress"]),
+            (&false.into(), &"10.1.2.3".into())
+        );
         let all = with_docker(json!({"main": {"exit_status": null}}));
         assert_eq!(all["State"]["Status"], "running");
     }

@@ -174,7 +174,9 @@ impl Server {
         }
         match client.named(name).await {
             Ok(handle) => Ok(handle),
-            Err(error @ Error::Garden(_)) if error.kind() != Some(ErrorKind::ContainerNotFound) => Err(error.into()),
+            Err(error @ Error::Garden(_)) if error.kind() != Some(ErrorKind::ContainerNotFound) => {
+                Err(error.into())
+            }
             // Other Garden servers do not know the request; the command's own one tells what is wrong.
             Err(_) => Ok(name.to_owned()),
         }

@@ -67,6 +67,26 @@ async fn an_image_runs_by_its_own_command() {
     server.finish().await;
 }
 
+/// What an image says and nobody heeds is shown, as long as the store has the image.
+#[tokio::test]
+async fn what_an_image_says_is_shown() {
+    let server = Server::start().await;
+    let said = json!({
+        "Cmd": ["true"], "ExposedPorts": {"8080/tcp": {}}, "Labels": {"tier": "web"}, "Volumes": {"/data": {}},
+        "StopSignal": "SIGQUIT", "Healthcheck": {"Test": ["CMD", "true"]}, "Other": 1, "User": "",
+    });
+    let image = uri(&layout(&server, "said", &said));
+    ok(&server, &["image", "import", "--root", server.root().to_str().unwrap(), &image, "-t", "said:1"]);
+    ok(&server, &["create", "--name", "c", "said:1"]);
+    let one: Value = serde_json::from_str(&ok(&server, &["inspect", "c"])).unwrap();
+    let mut shown = said.clone();
+    ["Cmd", "Other", "User"].iter().for_each(|key| drop(shown.as_object_mut().unwrap().remove(*key)));
+    assert_eq!(one["image_says"], shown);
+    assert_eq!((&one["image"], &one["command"]), (&"said:1".into(), &json!(["true"])));
+    assert_eq!(ok(&server, &["inspect", "-f", "{{json .Config.ExposedPorts}}", "c"]), "{\"8080/tcp\":{}}\n");
+    server.finish().await;
+}
+
 /// Garden's processes have nothing of it.
 #[tokio::test]
 async fn garden_knows_no_command_of_images() {
