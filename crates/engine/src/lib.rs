@@ -62,7 +62,7 @@ pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptR
 pub use process::{Input, Process};
 pub use container::{Condition, Seen};
 pub use seen::{Mounted, Overview};
-pub use ready::ids::IdRanges;
+pub use ready::ids::{IdRanges, highest as highest_id};
 pub use reset::{Cleared, Removed, clear, reset};
 pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
 pub use transfer::Transfer;
