@@ -33,11 +33,12 @@ impl Engine {
     pub async fn destroy(&self, handle: &str) -> Result<()> {
         let container = self.find(handle)?;
         container.begin_teardown(Event::Destroy)?;
-        self.end(container).await
+        self.end(container, None).await
     }
 
-    /// Runs the teardown of a container whose destroy has begun.
-    pub(crate) async fn end(&self, container: Arc<Container>) -> Result<()> {
+    /// Runs the teardown of a container whose destroy has begun, by a client or because its grace time, `expired`, is
+    /// over.
+    pub(crate) async fn end(&self, container: Arc<Container>, expired: Option<Duration>) -> Result<()> {
         let engine = self.clone();
         let task = async move {
             let timeline = Timeline::begin();
@@ -52,6 +53,7 @@ impl Engine {
                         handle = container.handle,
                         id = container.id,
                         ms = operation.ms,
+                        grace_s = expired.map(|grace| grace.as_secs_f64()),
                         "destroy.done"
                     );
                     What::Destroy
@@ -81,7 +83,7 @@ impl Engine {
             drop(tokio::time::timeout(LAST_OUTPUT, process.wait()).await);
             // Refused if it is being destroyed already. What fails here is logged there, and the container is broken.
             if container.begin_teardown(Event::Destroy).is_ok() {
-                drop(engine.end(container).await);
+                drop(engine.end(container, None).await);
             }
         });
     }
@@ -126,7 +128,7 @@ impl Engine {
         let handle = container.handle.as_str();
         // Operators look for these log events when a destroy is slow. The keeper unmounts by closing the last
         // reference.
-        tracing::info!(handle, id, "rootfs.unmounting");
+        tracing::debug!(handle, id, "rootfs.unmounting");
         let mut unmount_ms = 0.0;
         let mut by_force = true;
         if let Some(keeper) = container.any_keeper() {
@@ -165,7 +167,7 @@ impl Engine {
                 return Err(Error::GivenUp { during: "destroy", why: STUCK });
             }
         }
-        tracing::info!(handle, id, ms = unmount_ms, "rootfs.unmounted");
+        tracing::debug!(handle, id, ms = unmount_ms, "rootfs.unmounted");
         container.end_processes();
         container.tell_ends(&self.shared.events);
         let shared = self.shared.clone();

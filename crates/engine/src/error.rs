@@ -202,6 +202,43 @@ pub(crate) fn too_little(limits: &Limits) -> String {
 }
 
 impl Error {
+    /// Whether the request is at fault, or the image or container that it is about: neither the server nor its host has
+    /// failed, and its operator has nothing to do.
+    pub fn is_the_clients(&self) -> bool {
+        match self {
+            Self::UnknownHandle(_)
+            | Self::HandleInUse(_)
+            | Self::InvalidHandle(..)
+            | Self::UnknownProcess(_)
+            | Self::ProcessInUse(_)
+            | Self::ExecutableNotFound(_)
+            | Self::BeingDestroyed
+            | Self::UnknownProperty(_)
+            // What broke it has been logged.
+            | Self::Broken { .. }
+            | Self::Invalid(_)
+            | Self::Launch(_)
+            | Self::Starved { .. }
+            | Self::BindMount { .. } => true,
+            // A create of which the keeper cannot say whether the image or the kernel is at fault.
+            Self::Keeper { asked: "create", .. } => false,
+            Self::Keeper { source, .. } => {
+                matches!(source, keeper::Error::Failed { .. } | keeper::Error::Unsupported)
+            }
+            Self::Store { source, .. } | Self::Writable { source, .. } => source.is_the_callers(),
+            Self::Network(error) => error.is_the_callers(),
+            Self::Busy(_)
+            | Self::GivenUp { .. }
+            | Self::Cgroup(_)
+            | Self::System { .. }
+            | Self::IdMaps(_)
+            | Self::Task { .. }
+            | Self::Instance(_)
+            | Self::Start(_)
+            | Self::Reset(_) => false,
+        }
+    }
+
     /// Adds a hint to the failure of a start under these limits, if they are so low that they may be the cause.
     pub(crate) fn under(self, limits: &Limits) -> Self {
         let hint = too_little(limits);
@@ -250,3 +287,45 @@ impl Error {
 
 /// A result with an engine [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_matter_a_failure_is() {
+        let keeper = |asked| Error::Keeper {
+            asked,
+            source: keeper::Error::Failed {
+                kind: wardian_runtime::wire::Failure::Other,
+                message: "no".to_owned(),
+            },
+        };
+        let gone = Error::Keeper { asked: "stream-in", source: keeper::Error::Gone };
+        let unknown = Error::Store {
+            step: "image",
+            source: Box::new(wardian_store::Error::NotHere { name: "i".to_owned() }),
+        };
+        for error in [
+            Error::UnknownHandle("h".to_owned()),
+            Error::Invalid("a bad limit".to_owned()),
+            Error::Launch("no such directory".to_owned()),
+            keeper("create").under(&Limits { memory_bytes: 1, ..Limits::default() }),
+            keeper("stream-in"),
+            unknown,
+            Error::Network(wardian_network::Error::Without),
+        ] {
+            assert!(error.is_the_clients(), "{error}");
+        }
+        for error in [
+            keeper("create"),
+            gone,
+            Error::Busy("too many".to_owned()),
+            Error::system("open")(std::io::Error::other("no")),
+            Error::Store { step: "image", source: Box::new(wardian_store::Error::Closed) },
+            Error::Network(wardian_network::Error::NoLink),
+        ] {
+            assert!(!error.is_the_clients(), "{error}");
+        }
+    }
+}

@@ -124,8 +124,7 @@ async fn expired(engine: &Weak<crate::Shared>, container: &Weak<Container>, roun
         }
     }
     let (handle, id) = (container.handle.clone(), container.id.clone());
-    tracing::info!(handle, id, grace_s = grace.as_secs_f64(), "grace-time.expired");
-    if let Err(error) = engine.end(container).await {
+    if let Err(error) = engine.end(container, Some(grace)).await {
         tracing::error!(handle, id, %error, "grace-time.destroy-failed");
     }
 }

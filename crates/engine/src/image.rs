@@ -211,7 +211,7 @@ impl Engine {
     pub(crate) async fn image(&self, step: &'static str, uri: &str, terms: &PullTerms) -> Result<Image> {
         let image = self.find_image(step, uri, terms).await?;
         if let Some(platform) = &image.config.foreign {
-            tracing::info!(image = image.shown, platform, "image.foreign-platform");
+            tracing::debug!(image = image.shown, platform, "image.foreign-platform");
         }
         Ok(image)
     }

@@ -44,6 +44,10 @@ impl Engine {
             });
         }
         let containers: Vec<Option<Arc<Container>>> = tasks.join_all().await;
+        let count = containers.iter().flatten().count();
+        if count > 0 {
+            tracing::info!(count, "restore.done");
+        }
         self.sweep_cgroups_of_peas();
         // The output of their processes has no reader yet, and there may be much of it.
         containers.iter().flatten().for_each(|container| container.read_ahead());
@@ -188,7 +192,7 @@ impl Engine {
         }
         self.restore_peas(&container);
         self.watch(&container, events);
-        tracing::info!(handle = record.handle, id = record.id, "restore.found");
+        tracing::debug!(handle = record.handle, id = record.id, "restore.found");
         Some(container)
     }
 

@@ -224,7 +224,7 @@ pub async fn connect(
     match answer {
         Ok(Started { warnings, stdio, .. }) => {
             for warning in warnings {
-                tracing::warn!(process = process.id(), warning, "run.degraded");
+                tracing::info!(process = process.id(), warning, "run.degraded");
             }
             let connected = process.connect(stdio).await;
             if connected.is_err() {

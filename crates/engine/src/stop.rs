@@ -26,7 +26,7 @@ impl Engine {
         container.keeper()?;
         let except = container.untouchable();
         if !kill && !self.signal_until(&container.id, &except, Signal::TERM).await? {
-            tracing::info!(id = container.id, "stop.kill");
+            tracing::debug!(handle, id = container.id, "stop.kill");
         }
         failpoint::reach(Point::StopTermed);
         self.signal_until(&container.id, &except, Signal::KILL).await?;

@@ -126,5 +126,44 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether what was asked for is at fault: neither this host nor its settings have failed.
+    pub fn is_the_callers(&self) -> bool {
+        match self {
+            Self::NoNetwork { .. }
+            | Self::OtherDriver { .. }
+            | Self::Loopback { .. }
+            | Self::Without
+            | Self::Spec(_)
+            | Self::HostNetwork { .. }
+            | Self::ExternalV6
+            | Self::TooManyMappings { .. }
+            | Self::Egress(_)
+            | Self::Files(_) => true,
+            Self::Given(error) => !matches!(error, given::Error::Directory(_) | given::Error::Cannot { .. }),
+            Self::Subnets(error) => !matches!(
+                error,
+                subnets::Error::Pool { .. } | subnets::Error::NoSubnet | subnets::Error::NoAddress
+            ),
+            Self::Ports(error) => !matches!(
+                error,
+                ports::Error::Pool { .. } | ports::Error::Exhausted | ports::Error::Share { .. }
+            ),
+            Self::Unguarded { .. }
+            | Self::Outside(_)
+            | Self::NoLink
+            | Self::Ahead(_)
+            | Self::NoExternal
+            | Self::Netlink(_)
+            | Self::Link(_)
+            | Self::Route(_)
+            | Self::Bandwidth(_)
+            | Self::Conntrack(_)
+            | Self::Firewall(_)
+            | Self::Sysctl { .. } => false,
+        }
+    }
+}
+
 /// A result with a network [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

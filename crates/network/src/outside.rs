@@ -25,6 +25,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wardian_sys::directory;
+use wardian_sys::program::Output;
 use wardian_sys::text::{chain, clip, tame};
 
 /// An address whose route tells the host's own address. Nothing is sent to it.
@@ -477,11 +478,15 @@ fn runtime(order: &Order, mappings: &[Mapping]) -> Map<String, Value> {
     runtime
 }
 
-/// Logs what a program has written to its standard error.
-pub(crate) fn log(program: &Path, action: &str, handle: &str, said: &str) {
+/// Logs what a program has written to its standard error, which is of interest above all if it has failed.
+pub(crate) fn log(program: &Path, action: &str, handle: &str, output: &Output) {
     let program = program.display();
-    for text in said.lines().map(str::trim_end).filter(|line| !line.is_empty()).take(LINES) {
-        tracing::info!(%program, action, handle, text = &*tame(text), "network.plugin-says");
+    for text in output.said.lines().map(str::trim_end).filter(|line| !line.is_empty()).take(LINES) {
+        if output.status.success() {
+            tracing::debug!(%program, action, handle, text = &*tame(text), "network.plugin-says");
+        } else {
+            tracing::info!(%program, action, handle, text = &*tame(text), "network.plugin-says");
+        }
     }
 }
 

@@ -142,7 +142,7 @@ impl Plugin {
         let program =
             Program { path: &self.program, args: &args, env: &[], input: input.as_bytes(), patience };
         let output = program.run().map_err(|source| Error::Plugin { action, why: source.to_string() })?;
-        crate::outside::log(&self.program, action, handle, &output.said);
+        crate::outside::log(&self.program, action, handle, &output);
         if !output.status.success() {
             return Err(Error::Plugin { action, why: output.status.to_string().replace(": ", " ") });
         }

@@ -239,7 +239,7 @@ async fn control(
     };
     let lost = entry.lost();
     if lost > 0 {
-        tracing::warn!(process = id, lost, "process.output-lost");
+        tracing::info!(process = id, lost, "process.output-lost");
     }
     let last = match status {
         Some(Ok(status)) => Payload { exit_status: Some(status.into()), ..Payload::default() },
@@ -273,12 +273,12 @@ async fn listen(state: &State, reader: &mut ReadHalf, early: Bytes, process: &Pr
                         () = gone(reader, state.patience) => return,
                     };
                     if let Err(error) = obeyed {
-                        tracing::warn!(process = process.id(), error, "process.refused");
+                        tracing::info!(process = process.id(), error, "process.refused");
                     }
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::error!(process = process.id(), %error, "process.nonsense-from-client");
+                    tracing::info!(process = process.id(), %error, "process.nonsense-from-client");
                     return;
                 }
             }
@@ -292,7 +292,7 @@ async fn listen(state: &State, reader: &mut ReadHalf, early: Bytes, process: &Pr
             match tokio::time::timeout_at(until, reader.read(&mut buffer)).await {
                 Ok(read) => read,
                 Err(_) => {
-                    tracing::warn!(process = process.id(), "process.payload-without-end");
+                    tracing::info!(process = process.id(), "process.payload-without-end");
                     return;
                 }
             }

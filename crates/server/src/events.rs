@@ -41,7 +41,7 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut events: Events) -> std
             }
             Heard::Event(event) => encode(&*event),
             Heard::Lost(lost) => {
-                tracing::warn!(lost, "a slow listener loses events");
+                tracing::info!(lost, "a slow listener loses events");
                 encode(&serde_json::json!({"event": "lost", "lost": lost}))
             }
         };

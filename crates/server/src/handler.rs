@@ -136,7 +136,7 @@ pub(crate) async fn looking<T>(look: &Look, what: impl Future<Output = T>) -> T 
 
 fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply> {
     if matches!(error, Failure::Gone) {
-        tracing::info!(handle, ?route, "the client has gone in the middle of its request");
+        tracing::debug!(handle, ?route, "the client has gone in the middle of its request");
         return Err(std::io::ErrorKind::ConnectionAborted.into());
     }
     let body = error.body();
@@ -146,7 +146,7 @@ fn failed(handle: &str, route: Route, error: &Failure) -> std::io::Result<Reply>
         ["No such file or directory", "Not a directory"].iter().any(|text| body.message.contains(text));
     if matches!(route, Route::StreamOut) && is_absent {
         tracing::debug!(handle, ?route, error = body.message, "server.request-failed");
-    } else if body.kind() == wardian_garden::ErrorKind::ProcessNotFound {
+    } else if error.is_the_clients() {
         tracing::info!(handle, ?route, error = body.message, "server.request-failed");
     } else {
         tracing::error!(handle, ?route, error = body.message, "server.request-failed");

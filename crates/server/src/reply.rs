@@ -96,6 +96,14 @@ impl Failure {
         body
     }
 
+    /// Whether the request is at fault, or its client: the operator has nothing to do.
+    pub(crate) fn is_the_clients(&self) -> bool {
+        match self {
+            Self::Engine(error) => error.is_the_clients(),
+            Self::Refused(_) | Self::Malformed(_) | Self::Gone => true,
+        }
+    }
+
     /// Returns the HTTP status, for this error body.
     pub(crate) fn status(&self, body: &ErrorBody) -> StatusCode {
         match self {

@@ -167,7 +167,11 @@ pub(crate) async fn stream_out(
     let (work, handle) = (state.working(), handle.to_owned());
     tokio::spawn(async move {
         if let Err(error) = forward(transfer, pipe, first, &send, patience, room).await {
-            tracing::error!(handle, %error, "server.stream-out-failed-on-the-way");
+            if error.is_the_clients() {
+                tracing::info!(handle, %error, "server.stream-out-failed-on-the-way");
+            } else {
+                tracing::error!(handle, %error, "server.stream-out-failed-on-the-way");
+            }
             // The body is broken off without its end. A client that takes nothing cannot be told why.
             let deaf = matches!(error, Broken::Stalled(Stalled { stall: Stall::ClientTakes, .. }));
             if tell && !deaf {
@@ -216,6 +220,17 @@ enum Broken {
     Engine(#[from] wardian_engine::Error),
     #[error("stream-out: {0}")]
     Io(#[from] std::io::Error),
+}
+
+impl Broken {
+    /// Whether the client or its container stood still, or its container failed: the operator has nothing to do.
+    fn is_the_clients(&self) -> bool {
+        match self {
+            Self::Stalled(_) => true,
+            Self::Engine(error) => error.is_the_clients(),
+            Self::Io(_) => false,
+        }
+    }
 }
 
 /// Copies the tar to the client. It is cancelled if the client disconnects.

@@ -95,7 +95,7 @@ pub(crate) async fn run(state: &Arc<State>, taken: Taken, upload: Upload) {
         End::Whole => 0,
         End::Refused(left) => left,
         End::Gone => {
-            tracing::info!(handle, "the client has gone in the middle of its tar");
+            tracing::debug!(handle, "the client has gone in the middle of its tar");
             return;
         }
         End::Stalled(stalled, left) => {
@@ -193,7 +193,11 @@ async fn answer(mut stream: Stream, handle: &str, mut left: u64, result: Result<
         Ok(()) => ("200 OK", Bytes::from_static(b"{}\n")),
         Err(failure) => {
             let body: ErrorBody = failure.body();
-            tracing::error!(handle, route = "StreamIn", error = body.message, "server.request-failed");
+            if failure.is_the_clients() {
+                tracing::info!(handle, route = "StreamIn", error = body.message, "server.request-failed");
+            } else {
+                tracing::error!(handle, route = "StreamIn", error = body.message, "server.request-failed");
+            }
             let missing = body.kind() == wardian_garden::ErrorKind::ContainerNotFound;
             (if missing { "404 Not Found" } else { "500 Internal Server Error" }, encode(&body).into())
         }
@@ -251,7 +255,7 @@ async fn splice(stream: &Stream, pipe: &pipe::Sender, mut left: u64, patience: P
             Step::Failed(rustix::io::Errno::PIPE) => return End::Refused(left),
             Step::End => Ok(false),
             Step::Failed(error) => {
-                tracing::warn!(%error, "splice");
+                tracing::info!(%error, "splice");
                 Ok(false)
             }
         };

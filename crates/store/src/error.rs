@@ -7,6 +7,7 @@ use crate::disk::layout;
 use crate::images::image;
 use crate::layers::layer;
 use crate::mounts::{driver, rootfs};
+use rustix::io::Errno;
 
 /// An error of the store, with one variant for each part of it.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +136,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether what was asked for is at fault: an image that is not there, cannot be read or is damaged, or a limit that is
+    /// too low. Neither the store nor its disk has failed.
+    pub fn is_the_callers(&self) -> bool {
+        let of_image = match self.root() {
+            Self::Image { .. }
+            | Self::Layer(layer::Error::Unpack { .. } | layer::Error::Name { .. })
+            | Self::Name(
+                image::Error::Invalid { .. } | image::Error::Unknown { .. } | image::Error::Moved { .. },
+            )
+            | Self::NotAsked { .. }
+            | Self::Nowhere { .. } => true,
+            Self::Unknown { .. }
+            | Self::NoRegistry { .. }
+            | Self::NotHere { .. }
+            | Self::Cancelled
+            | Self::Rootfs(rootfs::Error::TooSmall(_)) => return true,
+            _ => false,
+        };
+        of_image && !is_the_hosts(self)
+    }
+
     /// Whether the cause is a cancellation.
     pub fn is_cancelled(&self) -> bool {
         let cancelled =
@@ -180,4 +202,50 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Lists full names and their failures.
 fn each(failures: &[(wardian_image::registry::ImageName, Error)]) -> String {
     failures.iter().map(|(name, error)| format!("; {name}: {}", wardian_sys::text::chain(error))).collect()
+}
+
+/// Whether a cause says that this host has run out of something, or that its disk fails.
+fn is_the_hosts(error: &Error) -> bool {
+    const OF_HOST: [Errno; 8] = [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::IO,
+        Errno::ROFS,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::STALE,
+    ];
+    let causes = std::iter::successors(Some(error.root() as &dyn std::error::Error), |cause| cause.source());
+    causes.into_iter().any(|cause| {
+        let errno = match cause.downcast_ref::<std::io::Error>() {
+            Some(io) => Errno::from_io_error(io),
+            None => cause.downcast_ref::<Errno>().copied(),
+        };
+        errno.is_some_and(|errno| OF_HOST.contains(&errno))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_the_callers_fault() {
+        let unpack = |source: std::io::Error| {
+            Error::Layer(layer::Error::Unpack { layer: "l".to_owned(), source: Box::new(source) })
+        };
+        let image = |source: std::io::Error| Error::Image { uri: "i".to_owned(), source: Box::new(source) };
+        assert!(unpack(std::io::Error::other("a damaged layer")).is_the_callers());
+        assert!(image(Errno::NOENT.into()).is_the_callers() && image(Errno::ACCESS.into()).is_the_callers());
+        for errno in [Errno::NOSPC, Errno::IO, Errno::MFILE, Errno::ROFS] {
+            assert!(
+                !unpack(errno.into()).is_the_callers() && !image(errno.into()).is_the_callers(),
+                "{errno}"
+            );
+        }
+        assert!(!Error::Shared(Arc::new(unpack(Errno::NOSPC.into()))).is_the_callers());
+        assert!(Error::Shared(Arc::new(image(Errno::NOENT.into()))).is_the_callers());
+        assert!(!Error::Closed.is_the_callers() && !Error::Lost { uri: String::new() }.is_the_callers());
+    }
 }

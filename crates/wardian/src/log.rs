@@ -32,7 +32,8 @@ use wardian_sys::text::{Clipped, clip, tame, tame_json};
 const MOST: u64 = 1000;
 /// The burst size of one message's token bucket, in bytes, and …
 const BURST: u64 = 256 << 10;
-/// … its refill per second. It is lower for errors, which clients can cause, with texts of any length.
+/// … its refill per second. It is lower for failures, whatever their level: clients can cause them, with texts of any
+/// length.
 const RATE: u64 = 256 << 10;
 const ERROR_RATE: u64 = 16 << 10;
 /// The approximate size of a line without its values, in bytes.
@@ -59,21 +60,30 @@ pub enum Format {
 /// Changes what is logged while the server runs.
 pub type Filter = reload::Handle<Targets, Registry>;
 
-/// Returns the log filter given by the environment: a level, or levels by crate.
-pub fn wanted() -> Result<Option<Targets>> {
-    const VARIABLE: &str = "WARDIAN_LOG";
-    let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
-    let value = value.to_string_lossy();
-    let targets = value.parse();
-    targets.map(Some).with_context(|| {
-        format!("{VARIABLE}={value}: expected a level (error, warn, info, debug, trace, off), or such as info,wardian_store=debug")
+/// The variable that says what is logged.
+pub const VARIABLE: &str = "WARDIAN_LOG";
+
+/// Parses what is logged: a level, or levels by crate.
+///
+/// # Errors
+/// What is expected.
+pub fn levels(text: &str) -> Result<Targets, String> {
+    text.parse().map_err(|_| {
+        "expected a level (error, warn, info, debug, trace, off), or such as info,wardian_store=debug"
+            .to_owned()
     })
 }
 
-/// Starts logging to standard error.
-pub fn start(format: Format) -> Result<Filter> {
-    let filter = wanted()?.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
-    let (filter, handle) = reload::Layer::new(filter);
+/// Returns the log filter given by the environment.
+pub fn wanted() -> Result<Option<Targets>> {
+    let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    let value = value.to_string_lossy();
+    levels(&value).map(Some).map_err(|expected| anyhow::anyhow!("{VARIABLE}={value}: {expected}"))
+}
+
+/// Starts logging to standard error what is `wanted`.
+pub fn start(format: Format, wanted: Targets) -> Result<Filter> {
+    let (filter, handle) = reload::Layer::new(wanted);
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
     let lines = json.then(|| Lines::new("wardian", std::io::stderr(), MOST));
@@ -288,7 +298,8 @@ impl Flood {
         fields: &Fields,
     ) -> (bool, Vec<(String, u64)>) {
         let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let rate = if *metadata.level() <= Level::WARN { ERROR_RATE } else { RATE };
+        let is_failure = *metadata.level() <= Level::WARN || fields.data.contains_key("error");
+        let rate = if is_failure { ERROR_RATE } else { RATE };
         let size = |(name, value): (&String, &Value)| name.len() + value.as_str().map_or(8, str::len);
         let values: usize = fields.data.iter().map(size).sum();
         self.admit(path, second, FRAME + values as u64, rate)

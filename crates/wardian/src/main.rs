@@ -6,6 +6,7 @@
 mod container;
 mod doctor;
 mod exit;
+mod gdn;
 mod grootfs;
 mod image;
 mod lab;
@@ -92,25 +93,31 @@ enum Command {
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
-    if grootfs::is_meant(args.next().as_ref()) {
+    let name = args.next();
+    if grootfs::is_meant(name.as_ref()) {
         return grootfs::run(args);
     }
-    let done = match words::meant(std::env::args_os().collect()) {
-        words::Meant::Ours(args) => match Cli::try_parse_from(args) {
-            Ok(cli) => run(cli.command),
-            Err(said) => print::parser(said),
-        },
-        words::Meant::Answer(text) => Err(exit::mistake(anyhow::anyhow!(text))),
-    };
+    let done = if gdn::is_meant(name.as_ref()) { gdn::run(args, Cli::command()) } else { wardian() };
     done.unwrap_or_else(|error| {
         print::failure(&error);
         exit::of(&error).map_or(ExitCode::FAILURE, ExitCode::from)
     })
 }
 
+/// Runs the command line of wardian's own.
+fn wardian() -> anyhow::Result<ExitCode> {
+    match words::meant(std::env::args_os().collect()) {
+        words::Meant::Ours(args) => match Cli::try_parse_from(args) {
+            Ok(cli) => run(cli.command),
+            Err(said) => print::parser(said),
+        },
+        words::Meant::Answer(text) => Err(exit::mistake(anyhow::anyhow!(text))),
+    }
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => serve::run(*args, Cli::command()),
+        Command::Serve(args) => serve::run(*args, Cli::command(), std::env::args_os().collect(), || {}),
         Command::Run(args) => container::run::run(args),
         Command::Create(args) => container::create::run(args),
         Command::Exec(args) => container::exec::run(args),

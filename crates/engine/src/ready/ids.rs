@@ -134,7 +134,7 @@ impl Ids {
     /// # Errors
     /// There are not enough ids; in words.
     pub fn new(uid_map: &str, gid_map: &str, ranges: Option<IdRanges>) -> std::result::Result<Self, String> {
-        let root = maximus(uid_map);
+        let root = highest(uid_map);
         let both = common(&extents(uid_map), &extents(gid_map));
         let longest = |lowest: u32| {
             let cut = |part: &Range<u32>| part.start.max(lowest)..part.end.min(root);
@@ -331,8 +331,9 @@ fn common(a: &[Range<u32>], b: &[Range<u32>]) -> Vec<Range<u32>> {
     pairs.filter(|part| part.start < part.end).collect()
 }
 
-/// Returns the highest id of this user namespace: the host id of container root (Garden's "maximus").
-fn maximus(uid_map: &str) -> u32 {
+/// Returns the highest id of a user namespace with this map (user_namespaces(7)): the host id of container root (Garden's
+/// "maximus").
+pub fn highest(uid_map: &str) -> u32 {
     extents(uid_map).iter().map(|part| part.end - 1).max().unwrap_or(u32::MAX - 1)
 }
 
@@ -349,8 +350,8 @@ mod tests {
 
     #[test]
     fn container_root_is_the_highest_id() {
-        assert_eq!(maximus(WHOLE), 4_294_967_294);
-        assert_eq!(maximus("0 100000 65536\n65536 200000 10\n"), 65_545);
+        assert_eq!(highest(WHOLE), 4_294_967_294);
+        assert_eq!(highest("0 100000 65536\n65536 200000 10\n"), 65_545);
     }
 
     #[test]

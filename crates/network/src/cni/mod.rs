@@ -236,7 +236,7 @@ fn execute(
 ) -> Result<Vec<u8>, Error> {
     let run = Program { path: program, args: &[], env, input: input.as_bytes(), patience: call.patience };
     let output = run.run().map_err(|error| failed(program, command, &error.to_string()))?;
-    crate::outside::log(program, command, call.handle, &output.said);
+    crate::outside::log(program, command, call.handle, &output);
     if output.status.success() {
         return Ok(output.out);
     }

@@ -296,7 +296,7 @@ impl Shared {
         }
         let handle = item.handle.as_deref();
         if handle.is_some() {
-            tracing::info!(handle, dir = %name, young, "rootfs.removing");
+            tracing::debug!(handle, dir = %name, young, "rootfs.removing");
         }
         let pace = Pace::new(self, young);
         let stop = || pace.step();
@@ -309,7 +309,7 @@ impl Shared {
             Ok(()) => {
                 let ms = started.elapsed().as_secs_f64() * 1e3;
                 if handle.is_some() {
-                    tracing::info!(handle, dir = %name, ms, rested_ms = pace.rested_ms(), "rootfs.removed");
+                    tracing::debug!(handle, dir = %name, ms, rested_ms = pace.rested_ms(), "rootfs.removed");
                 } else {
                     tracing::debug!(dir = %name, place = ?item.place, ms, "trash.removed");
                 }

@@ -68,7 +68,7 @@ impl Store {
         };
         let started = std::time::Instant::now();
         if is_attached(&path) {
-            tracing::info!(id, path = %path.display(), "rootfs.unmounting");
+            tracing::debug!(id, path = %path.display(), "rootfs.unmounting");
             // With a reference of ours this unmount is not the one that has to write, see [`crate::mounts::image`].
             if let Err(error) = self.0.upper.adopt(&record.dir) {
                 tracing::warn!(id, %error, "rootfs.not-adopted");
@@ -77,7 +77,7 @@ impl Store {
                 Errno::BUSY => RootfsError::Busy { path: path.clone() },
                 errno => RootfsError::Attach { path: path.clone(), source: errno.into() },
             })?;
-            tracing::info!(id, ms = started.elapsed().as_secs_f64() * 1e3, "rootfs.unmounted");
+            tracing::debug!(id, ms = started.elapsed().as_secs_f64() * 1e3, "rootfs.unmounted");
         }
         let _ = std::fs::remove_dir(&path);
         self.0.release_rootfs(id, Some(id));

@@ -574,7 +574,7 @@ impl Inner {
             };
             let layer = Arc::clone(&fresh.layer);
             let (ms, read, bytes) = (begin.elapsed().as_millis(), watch.bytes_read(), layer.extent.bytes);
-            tracing::info!(chain, read, bytes, ms, "layer.unpacked");
+            tracing::debug!(chain, read, bytes, ms, "layer.unpacked");
             self.layers.lock().insert(chain.clone(), Arc::clone(&layer));
             self.durability.layer(fresh);
             Ok(layer)

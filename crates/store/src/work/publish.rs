@@ -181,9 +181,9 @@ impl Store {
                 tracing::warn!(id, %error, "rootfs.not-adopted");
             }
             for part in [ROOTFS, WRITABLE].into_iter().filter(|part| is_attached(dir, part)) {
-                tracing::info!(id, path = %path.display(), "rootfs.unmounting");
+                tracing::debug!(id, path = %path.display(), "rootfs.unmounting");
                 unmount(&path.with_file_name(part))?;
-                tracing::info!(id, ms = started.elapsed().as_secs_f64() * 1e3, "rootfs.unmounted");
+                tracing::debug!(id, ms = started.elapsed().as_secs_f64() * 1e3, "rootfs.unmounted");
             }
             failpoint::reach(Point::Withdrawing);
             self.remove_published(id, dir).map_err(|error| failed(error.into()))?;

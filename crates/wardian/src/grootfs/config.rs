@@ -16,6 +16,9 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct Config {
     /// The directory of the store.
     pub store_path: String,
+    /// Whether the directory was named. GrootFS' log does not show it.
+    #[serde(skip)]
+    pub has_store: bool,
     /// Programs of GrootFS that are not needed here.
     pub tardis_bin: String,
     newuidmap_bin: String,
@@ -167,7 +170,9 @@ impl Config {
         };
         let create = file.create.unwrap_or_default();
         let init = file.init.unwrap_or_default();
+        let has_store = global.is_set("store") || file.store.as_ref().is_some_and(|store| !store.is_empty());
         let mut config = Self {
+            has_store,
             store_path: text("store", file.store, "/var/lib/grootfs"),
             tardis_bin: text("tardis-bin", file.tardis_bin, "tardis"),
             newuidmap_bin: text("newuidmap-bin", file.newuidmap_bin, "newuidmap"),

@@ -5,7 +5,8 @@
 //! * `config`: the configuration file, and the flags that win over it;
 //! * `error`, `log`, `metrics`: messages, the log and the metrics as GrootFS writes them;
 //! * `namespace`, `place`: the store's id mappings, and the store itself;
-//! * `init`, `create`, `delete`, `report`, `clean`: the commands.
+//! * `init`, `create`, `delete`, `report`, `clean`: the commands;
+//! * `plugin`: what Guardian tells its image plugin, for the server that has taken the place of both.
 
 mod clean;
 mod config;
@@ -18,6 +19,7 @@ mod log;
 mod metrics;
 mod namespace;
 mod place;
+mod plugin;
 mod report;
 mod usage;
 
@@ -29,11 +31,12 @@ use config::Config;
 use error::Error;
 use flags::Parsed;
 use log::Log;
+pub use plugin::{Plugin, has_store};
 
 use crate::print;
 
 /// The name under which this program is GrootFS.
-const NAME: &str = "grootfs";
+pub const NAME: &str = "grootfs";
 /// The exit code for an unknown command.
 const NO_COMMAND: u8 = 3;
 

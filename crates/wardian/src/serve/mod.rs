@@ -8,6 +8,7 @@ pub use settings::Args;
 use crate::store::registries;
 use crate::{log, systemd};
 use anyhow::{Context, Result, ensure};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,12 +38,17 @@ const FAILPOINTS: &[&[&str]] = &[
     wardian_store::FAILPOINTS,
 ];
 
-/// Serves until SIGTERM or SIGINT. `wardian` is the parser of the whole command line, to which a settings file is
-/// added.
-pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
+/// Serves until SIGTERM or SIGINT. `wardian` is the parser of the whole command line `words`, to which a settings file
+/// is added; `begin` is called once there is a log.
+pub fn run(
+    args: Args,
+    wardian: clap::Command,
+    words: Vec<OsString>,
+    begin: impl FnOnce(),
+) -> Result<ExitCode> {
     // Records contain environments, so files made without an explicit mode are for root only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let settings = args.with_file(wardian, std::env::args_os())?;
+    let settings = args.with_file(wardian, words)?;
     settings.check()?;
     ensure!(
         rustix::process::geteuid().is_root(),
@@ -59,7 +65,8 @@ pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
     };
     wardian_sys::failpoint::check(FAILPOINTS)?;
     let inherited = systemd::listeners()?;
-    let filter = log::start(settings.log_format)?;
+    let filter = log::start(settings.log_format, settings.log_level.clone())?;
+    begin();
     wardian_sys::heap::set_up();
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     runtime.block_on(serve(settings, keeper, inherited, filter))?;

@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Command, FromArgMatches as _};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tracing_subscriber::filter::Targets;
 use wardian_engine::IdRanges;
 use wardian_store::{DiskDriver, Fetching, Host, Limits, Pull};
 
@@ -157,6 +158,9 @@ pub struct Args {
     /// The keeper program [default: wardian-keeper beside this program, else in /usr/lib/wardian]
     #[arg(long, value_name = "PATH", env = "WARDIAN_KEEPER")]
     pub keeper: Option<PathBuf>,
+    /// What is logged: a level (error, warn, info, debug, trace, off), or levels by crate (info,wardian_store=debug)
+    #[arg(long, value_name = "LEVEL", env = log::VARIABLE, value_parser = log::levels, default_value = "info")]
+    pub log_level: Targets,
     /// How the log on standard error looks
     #[arg(long, value_name = "FORMAT", env = "WARDIAN_LOG_FORMAT", value_enum, default_value = "auto")]
     pub log_format: log::Format,

@@ -517,7 +517,7 @@ async fn the_debug_server() {
     assert!(ask(&socket, "POST /log-level", "fatal").starts_with("HTTP/1.1 200 "));
     failure();
     assert_eq!(logged(), 1);
-    for level in ["d", "1", "error\n"] {
+    for level in ["d", "1", "info\n"] {
         assert!(ask(&socket, "POST /log-level", level).starts_with("HTTP/1.1 200 "), "{level}");
     }
     failure();

@@ -13,7 +13,10 @@ fn lines(server: &Server) -> Vec<Value> {
 
 #[tokio::test]
 async fn every_line_has_the_known_shape() {
-    let server = Server::start().await;
+    let mut server = Server::start().await;
+    server.kill9();
+    server.env = vec![("WARDIAN_LOG".into(), "debug".into())];
+    server.restart().await;
     let client = server.create("h").await;
     let id = server.id("h").await;
     client.destroy("h").await.unwrap();
@@ -37,7 +40,7 @@ async fn every_line_has_the_known_shape() {
         assert_eq!((&data["handle"], &data["id"]), (&"h".into(), &id.as_str().into()), "{message}");
         assert!(data["ms"].as_f64().unwrap() >= 0.0);
     }
-    assert!(lines.iter().any(|l| l["level"] == "error" && l["data"]["error"] == "unknown handle: h"));
+    assert!(lines.iter().any(|l| l["level"] == "info" && l["data"]["error"] == "unknown handle: h"));
     assert_eq!(find("wardian.serve.listening")["level"], "info");
     server.finish().await;
 }

@@ -95,6 +95,7 @@ async fn with_plugin(args: &[&str]) -> (Server, Plugin) {
     let plugin = Plugin::new(&server);
     server.args = vec!["--network".to_owned(), format!("plugin:{}", plugin.0.join("plugin").display())];
     server.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+    server.env.push(("WARDIAN_LOG".to_owned(), "info,wardian_network=debug".to_owned()));
     server.restart().await;
     (server, plugin)
 }

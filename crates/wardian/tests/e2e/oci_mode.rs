@@ -81,7 +81,10 @@ async fn a_hundred_first_creates_are_one_fetch() {
 
 #[tokio::test]
 async fn an_app_shares_its_base_with_containers_that_have_none_and_with_peas() {
-    let server = Server::start().await;
+    let mut server = Server::start().await;
+    server.terminate().await;
+    server.env = vec![("WARDIAN_LOG".into(), "info,wardian_store=debug".into())];
+    server.restart().await;
     let body = droplet("of the app", 1000);
     let (digest, web) = (digest(&body), Web::serve(body));
     let client = server.create("plain").await;

@@ -80,7 +80,10 @@ fn for_another_machine(server: &Server) -> String {
 
 #[tokio::test]
 async fn an_image_for_another_machine_is_told_of_and_not_refused() {
-    let server = Server::start().await;
+    let mut server = Server::start().await;
+    server.terminate().await;
+    server.env = vec![("WARDIAN_LOG".into(), "info,wardian_engine=debug".into())];
+    server.restart().await;
     let image = for_another_machine(&server);
     let told = "the image is for linux/s390x and this host is linux/";
     let (root, run) = (server.root(), server.run());
