@@ -126,8 +126,8 @@ impl Engine {
     }
 
     /// Returns the directory of a container's root file system in the store, by the container's id.
-    pub fn rootfs_path(&self, id: &str) -> PathBuf {
-        self.shared.config.root.join("rootfs").join(id)
+    pub fn rootfs_path(&self, id: &str) -> Option<PathBuf> {
+        self.shared.store.rootfs_dir(id)
     }
 
     /// Returns what is mounted in a container at the wish of whoever has created it.

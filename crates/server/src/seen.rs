@@ -95,7 +95,7 @@ pub(crate) fn details(engine: &Engine, handle: &str, with_env: bool) -> Result<w
         privileged: seen.is_privileged(),
         mounts,
         container_path: engine.container_path(&seen.id).to_string_lossy().into_owned(),
-        rootfs_path: engine.rootfs_path(&seen.id).to_string_lossy().into_owned(),
+        rootfs_path: engine.rootfs_path(&seen.id).map(|path| path.to_string_lossy().into_owned()),
         container: container(&seen),
     })
 }

@@ -125,7 +125,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ps(args) => container::ps::run(args),
         Command::Inspect(args) => container::inspect::run(args),
         Command::Stats(args) => container::stats::run(args),
-        Command::Logs(args) => container::logs::logs(args),
+        Command::Logs(args) => container::logs::logs(&args),
         Command::Wait(args) => container::logs::wait(args),
         Command::Cp(args) => container::cp::run(args),
         Command::Port(args) => container::network::port(args),

@@ -90,8 +90,8 @@ Details {
     mounts: Vec<Mount>,
     /// Its directory below the server's run directory.
     container_path: String,
-    /// Its root file system below the store's directory.
-    rootfs_path: String,
+    /// The directory of its root file system in the store; none: it is being created or destroyed.
+    rootfs_path: Option<String>,
 });
 
 wire!(/// A file or directory of the host in a container.

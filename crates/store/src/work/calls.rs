@@ -2,6 +2,7 @@
 
 use parking_lot::Mutex;
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -346,6 +347,13 @@ impl Store {
         if rootfs::check_id(id).is_ok() {
             self.0.release_rootfs(id, handle);
         }
+    }
+
+    /// Returns the directory of a root file system; `None` if there is no such root file system.
+    pub fn rootfs_dir(&self, id: &str) -> Option<PathBuf> {
+        rootfs::check_id(id).ok()?;
+        let record = self.0.layout.records.get(id).ok()??;
+        Some(self.0.layout.path.join("rootfs").join(record.dir))
     }
 
     /// Gives a root file system another limit, while it is used.

@@ -91,10 +91,10 @@ fn ms(time: SystemTime) -> u64 {
 }
 
 /// Prints the output that is kept of a process.
-pub fn logs(args: Logs) -> Result<ExitCode> {
+pub fn logs(args: &Logs) -> Result<ExitCode> {
     block_on(async {
         let (client, mut signals) = (args.server.client()?, Signals::catch()?);
-        let work = print_logs(&client, &args);
+        let work = print_logs(&client, args);
         signals.until(work).await.unwrap_or_else(|number| Ok(End::Left(number).code()))
     })
 }

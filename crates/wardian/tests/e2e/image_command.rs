@@ -76,7 +76,9 @@ async fn what_an_image_says_is_shown() {
         "StopSignal": "SIGQUIT", "Healthcheck": {"Test": ["CMD", "true"]}, "Other": 1, "User": "",
     });
     let image = uri(&layout(&server, "said", &said));
-    ok(&server, &["image", "import", "--root", server.root().to_str().unwrap(), &image, "-t", "said:1"]);
+    let (root, run) = (server.root(), server.run());
+    let place = ["--root", root.to_str().unwrap(), "--run", run.to_str().unwrap()];
+    ok(&server, &[&["image", "import", &image, "-t", "said:1"][..], &place].concat());
     ok(&server, &["create", "--name", "c", "said:1"]);
     let one: Value = serde_json::from_str(&ok(&server, &["inspect", "c"])).unwrap();
     let mut shown = said.clone();
