@@ -61,13 +61,7 @@ pub use process::about::{About, Ending};
 pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note};
 pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
-<<<<<<< HEAD
-pub use ready::ids::IdRanges;
-=======
-pub use container::{Condition, Seen};
-pub use seen::{Mounted, Overview};
 pub use ready::ids::{IdRanges, highest as highest_id};
->>>>>>> cell
 pub use reset::{Cleared, Removed, clear, reset};
 pub use seen::{Mounted, Overview};
 pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
