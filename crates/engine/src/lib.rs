@@ -12,9 +12,10 @@
 //! | `process/` | one process: its input, its output, and the memory that output takes |
 //! | `ready/` | namespaces and keepers made ahead |
 //! | `admission/` | bounds of requests, and queues for what is expensive |
-//! | `inspect`, `seen`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
+//! | `about`, `inspect`, `seen`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
 //! | `sweeper`, `reset` | what is removed afterwards |
 
+mod about;
 mod admission;
 mod age;
 mod assemble;
@@ -47,6 +48,7 @@ mod seen;
 mod sweeper;
 mod transfer;
 
+pub use about::About;
 pub use admission::bounds::shown;
 pub use error::{Error, Result, Whose};
 pub use events::{Event, Heard, Listener, What};

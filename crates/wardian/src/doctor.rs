@@ -2,8 +2,7 @@
 
 mod clean;
 
-use crate::print;
-use crate::store::ROOT;
+use crate::{context, print};
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use ipnet::Ipv4Net;
@@ -76,8 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.clean {
         return clean::run(&args.run, args.yes);
     }
-    let named = || std::env::var_os("WARDIAN_ROOT").filter(|root| !root.is_empty());
-    let root = args.root.or_else(|| named().map(PathBuf::from)).unwrap_or_else(|| ROOT.into());
+    let root = args.root.unwrap_or_else(|| context::place(context::file(), context::ROOT).value.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let options =
         doctor::Options { root, runs: args.run, pool: args.network_pool, measure: !args.no_measure };

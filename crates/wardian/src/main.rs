@@ -4,10 +4,12 @@
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod container;
+mod context;
 mod doctor;
 mod exit;
 mod grootfs;
 mod image;
+mod info;
 mod lab;
 mod log;
 mod print;
@@ -20,7 +22,7 @@ mod watch;
 mod why;
 mod words;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -28,6 +30,11 @@ use std::process::ExitCode;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Settings, in TOML [default: /etc/wardian/wardian.toml] [env: WARDIAN_CONFIG]
+    // The variable is not read by clap, which refuses an empty one: that stands for no file.
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Settings")]
+    #[allow(dead_code, reason = "it is read by `context` before the commands are")]
+    config: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +84,10 @@ enum Command {
     /// Experiments that show what waits for the disk
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Print what the server is set to and has, and where this program's own settings are from
+    Info(info::Args),
+    /// Print the versions of this program and of the server
+    Version(info::Args),
     /// Explain what made a container slow to come or go, or what a process waits for
     Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
@@ -96,9 +107,9 @@ fn main() -> ExitCode {
         return grootfs::run(args);
     }
     let done = match words::meant(std::env::args_os().collect()) {
-        words::Meant::Ours(args) => match Cli::try_parse_from(args) {
-            Ok(cli) => run(cli.command),
-            Err(said) => print::parser(said),
+        words::Meant::Ours(args) => match parse(&args) {
+            Ok(command) => run(command),
+            Err(error) => error.downcast().map_or_else(Err, print::parser),
         },
         words::Meant::Answer(text) => Err(exit::mistake(anyhow::anyhow!(text))),
     };
@@ -108,9 +119,14 @@ fn main() -> ExitCode {
     })
 }
 
+fn parse(args: &[std::ffi::OsString]) -> anyhow::Result<Command> {
+    let matches = context::parse(&Cli::command(), args)?;
+    Ok(Cli::from_arg_matches(&matches)?.command)
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => serve::run(*args, Cli::command()),
+        Command::Serve(args) => serve::run(*args),
         Command::Run(args) => container::run::run(args),
         Command::Create(args) => container::create::run(args),
         Command::Exec(args) => container::exec::run(args),
@@ -132,6 +148,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Rootfs(args) => rootfs::run(args),
         Command::Store(args) => store::run(args),
         Command::Lab(command) => lab::run(command),
+        Command::Info(args) => info::info(&args),
+        Command::Version(args) => info::version(&args),
         Command::Why(args) => why::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Reset(args) => reset::run(&args),

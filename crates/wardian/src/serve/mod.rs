@@ -37,12 +37,10 @@ const FAILPOINTS: &[&[&str]] = &[
     wardian_store::FAILPOINTS,
 ];
 
-/// Serves until SIGTERM or SIGINT. `wardian` is the parser of the whole command line, to which a settings file is
-/// added.
-pub fn run(args: Args, wardian: clap::Command) -> Result<ExitCode> {
+/// Serves until SIGTERM or SIGINT.
+pub fn run(settings: Args) -> Result<ExitCode> {
     // Records contain environments, so files made without an explicit mode are for root only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let settings = args.with_file(wardian, std::env::args_os())?;
     settings.check()?;
     ensure!(
         rustix::process::geteuid().is_root(),

@@ -78,6 +78,7 @@ mod network_v6;
 mod newcomer;
 mod oci_mode;
 mod odd_archives;
+mod one_context;
 mod operated;
 mod peas;
 mod planted;
