@@ -25,7 +25,7 @@ pub const RUN: [&str; 3] = ["WARDIAN_RUN", "run", crate::store::RUN];
 /// The key that no flag of `serve` has.
 const SOCKET: &str = "socket";
 /// Commands that depend on no setting: they also work beside a damaged file.
-const WITHOUT: [&str; 1] = ["completion"];
+const WITHOUT: [&str; 2] = ["completion", "package-files"];
 
 /// A setting of the file.
 #[derive(Debug, Clone)]
@@ -74,6 +74,20 @@ pub struct Sourced {
 /// Returns the file of this process; `None` before it is read.
 pub fn file() -> Option<&'static File> {
     FILE.get()
+}
+
+/// Returns the file of a command line that is not complete yet; `None` if it cannot be read.
+pub fn file_for(words: &[OsString]) -> Option<File> {
+    File::read(word_of(words, "--config").or_else(|| std::env::var_os(VARIABLE)).as_deref()).ok()
+}
+
+/// Returns the value of a flag in a command line that is not complete yet.
+pub fn word_of(words: &[OsString], flag: &str) -> Option<OsString> {
+    let words: Vec<_> = words.iter().take_while(|word| *word != "--").collect();
+    let joined =
+        |word: &OsString| Some(OsString::from(word.to_str()?.strip_prefix(flag)?.strip_prefix('=')?));
+    let at = words.iter().position(|word| *word == flag || joined(word).is_some())?;
+    joined(words[at]).or_else(|| words.get(at + 1).map(|word| (*word).clone()))
 }
 
 /// Parses a command line (the program first), with the values of the settings file as defaults.

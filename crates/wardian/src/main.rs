@@ -3,15 +3,18 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
+mod completion;
 mod container;
 mod context;
 mod doctor;
 mod exit;
 mod grootfs;
+mod help;
 mod image;
 mod info;
 mod lab;
 mod log;
+mod package;
 mod print;
 mod reset;
 mod rootfs;
@@ -22,7 +25,7 @@ mod watch;
 mod why;
 mod words;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -99,12 +102,18 @@ enum Command {
         /// For which shell
         shell: clap_complete::Shell,
     },
+    /// Write manual pages, completions and a settings file with every setting commented
+    #[command(hide = true)]
+    PackageFiles(package::Args),
 }
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     if grootfs::is_meant(args.next().as_ref()) {
         return grootfs::run(args);
+    }
+    if completion::answer() {
+        return ExitCode::SUCCESS;
     }
     let done = match words::meant(std::env::args_os().collect()) {
         words::Meant::Ours(args) => match parse(&args) {
@@ -120,7 +129,7 @@ fn main() -> ExitCode {
 }
 
 fn parse(args: &[std::ffi::OsString]) -> anyhow::Result<Command> {
-    let matches = context::parse(&Cli::command(), args)?;
+    let matches = context::parse(&help::command(), args)?;
     Ok(Cli::from_arg_matches(&matches)?.command)
 }
 
@@ -150,25 +159,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Lab(command) => lab::run(command),
         Command::Info(args) => info::info(&args),
         Command::Version(args) => info::version(&args),
-        Command::Why(args) => why::run(args),
+        Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(args),
         Command::Reset(args) => reset::run(&args),
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut script);
-            print::written(&script)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Completion { shell } => completion::script(shell),
+        Command::PackageFiles(args) => package::files(&args),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        help::command().debug_assert();
     }
 
     /// The flags that errors advise exist in these commands, and in their help.

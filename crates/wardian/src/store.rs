@@ -126,6 +126,12 @@ impl Place {
         }
     }
 
+    /// Returns the names of the images.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let store = self.open_existing()?;
+        Ok(store.images()?.into_iter().map(|image| image.name).collect())
+    }
+
     /// Returns what is needed to ask registries.
     pub fn registries(&self) -> Result<(Known, Remote)> {
         let config = self.config()?;

@@ -67,6 +67,25 @@ fn address(text: &str) -> Result<Address, String> {
     )
 }
 
+/// Returns a client for the server that a command line means which is not complete yet.
+pub fn client_for(words: &[OsString]) -> Option<Client> {
+    let path = |flag| context::word_of(words, flag).map(PathBuf::from);
+    let named = context::word_of(words, "--socket").or_else(|| context::own("WARDIAN_SOCKET"));
+    let named = named.map_or_else(
+        || Some(context::address(context::file_for(words).as_ref(), context::own).value),
+        |named| named.into_string().ok(),
+    );
+    let server = Server {
+        socket: address(&named?).ok()?,
+        tls_ca: path("--tls-ca"),
+        tls_cert: path("--tls-cert"),
+        tls_key: path("--tls-key"),
+    };
+    let files = server.tls_files();
+    let is_whole = files.iter().all(Option::is_some) || files.iter().all(Option::is_none);
+    if is_whole { server.client().ok() } else { None }
+}
+
 impl Server {
     /// Returns a client, which does not connect yet.
     pub fn client(&self) -> Result<Client> {
@@ -188,7 +207,9 @@ impl Server {
         }
         match client.named(name).await {
             Ok(handle) => Ok(handle),
-            Err(error @ Error::Garden(_)) if error.kind() != Some(ErrorKind::ContainerNotFound) => Err(error.into()),
+            Err(error @ Error::Garden(_)) if error.kind() != Some(ErrorKind::ContainerNotFound) => {
+                Err(error.into())
+            }
             // Other Garden servers do not know the request; the command's own one tells what is wrong.
             Err(_) => Ok(name.to_owned()),
         }
