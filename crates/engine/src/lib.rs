@@ -12,10 +12,9 @@
 //! | `process/` | one process: its input, its output, and the memory that output takes |
 //! | `ready/` | namespaces and keepers made ahead |
 //! | `admission/` | bounds of requests, and queues for what is expensive |
-//! | `about`, `inspect`, `seen`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
+//! | `overall`, `inspect`, `seen`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
 //! | `sweeper`, `reset` | what is removed afterwards |
 
-mod about;
 mod admission;
 mod age;
 mod assemble;
@@ -33,23 +32,24 @@ mod instance;
 mod keeper;
 mod metrics;
 mod network;
+mod overall;
 mod pea;
 mod process;
 mod ready;
 mod reset;
 mod restore;
 mod run;
+mod seen;
 mod shared;
 mod slow;
 mod spec;
 mod start;
 mod stop;
-mod seen;
 mod sweeper;
 mod transfer;
 
-pub use about::About;
 pub use admission::bounds::shown;
+pub use container::{Condition, Seen};
 pub use error::{Error, Result, Whose};
 pub use events::{Event, Heard, Listener, What};
 pub use failpoints::NAMES as FAILPOINTS;
@@ -58,14 +58,14 @@ pub use history::{Kind, Life, Operation, Step};
 pub use image::{Bringing, for_client};
 pub use inspect::{Capacity, Info, Listed, Properties, Property};
 pub use metrics::Metrics;
-pub use process::output::{Output, Stream, Waits};
+pub use overall::Overall;
 pub use process::about::{About, Ending};
 pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note};
+pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
-pub use container::{Condition, Seen};
-pub use seen::{Mounted, Overview};
 pub use ready::ids::IdRanges;
 pub use reset::{Cleared, Removed, clear, reset};
+pub use seen::{Mounted, Overview};
 pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
 pub use transfer::Transfer;
 pub use wardian_network::egress::networks;

@@ -146,7 +146,7 @@ pub(crate) fn net_out(rule: wire::NetOutRule) -> Result<engine::Rule, Refusal> {
 }
 
 /// Converts what the server is for a reply.
-pub(crate) fn about(about: &engine::About) -> wire::ServerInfo {
+pub(crate) fn overall(about: &engine::Overall) -> wire::ServerInfo {
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
     wire::ServerInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -300,9 +300,9 @@ async fn answer(
             let say = move |out: &mut dyn Write| large::list(out, rules.iter().map(convert::egress));
             large::reply(state, cut, say).await?
         }
-        Route::About => {
-            let about = engine.about().await?;
-            large::reply(state, cut, move |out| write(out, &convert::about(&about))).await?
+        Route::Overall => {
+            let about = engine.overall().await?;
+            large::reply(state, cut, move |out| write(out, &convert::overall(&about))).await?
         }
         Route::ImagesUnderWay => {
             let images = engine.images_under_way();

@@ -40,7 +40,7 @@ pub(crate) enum Route {
     /// The egress rules of a container; wardian's own.
     EgressRules,
     /// The server: what it is set to, and what it has; wardian's own.
-    About,
+    Overall,
     /// The images that are brought into the store; wardian's own.
     ImagesUnderWay,
     /// The events from now on; wardian's own.
@@ -122,7 +122,7 @@ const TABLE: [(&str, &str, Route); 39] = [
     ("PUT", "/wardian/containers/:handle/limits/disk", Route::SetDiskLimits),
     ("GET", "/wardian/containers/:handle/history", Route::History),
     ("GET", "/wardian/containers/:handle/net/out", Route::EgressRules),
-    ("GET", "/wardian/info", Route::About),
+    ("GET", "/wardian/info", Route::Overall),
     ("GET", "/wardian/images/under_way", Route::ImagesUnderWay),
     ("GET", "/wardian/events", Route::Events),
     ("GET", "/wardian/containers", Route::Overviews),

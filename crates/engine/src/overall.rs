@@ -7,7 +7,7 @@ use wardian_network::outside::Programs;
 
 /// The server: what it is set to, and what it has.
 #[derive(Debug, Clone)]
-pub struct About {
+pub struct Overall {
     /// The directory of the store.
     pub root: PathBuf,
     /// The run directory.
@@ -43,18 +43,18 @@ impl Engine {
     ///
     /// # Errors
     /// They cannot be read, or the size of the store's file system cannot.
-    pub async fn about(&self) -> Result<About> {
+    pub async fn overall(&self) -> Result<Overall> {
         let engine = self.clone();
         tokio::task::spawn_blocking(move || engine.look_at_all()).await.map_err(Error::task("info"))?
     }
 
-    fn look_at_all(&self) -> Result<About> {
+    fn look_at_all(&self) -> Result<Overall> {
         let (shared, config) = (&self.shared, &self.shared.config);
         let disk = rustix::fs::statvfs(&config.root).map_err(Error::system("info"))?;
         let containers: Vec<_> = shared.lock().values().cloned().collect();
         let stopped = containers.iter().filter(|container| container.is_stopped()).count();
         let (conf, insecure) = config.registries.sources();
-        Ok(About {
+        Ok(Overall {
             root: config.root.clone(),
             run: config.run.clone(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
