@@ -4,9 +4,9 @@ of its own, on a disk with the packages that it needs."""
 import argparse, os, shutil, subprocess, sys, tempfile, time
 import lab, vm
 
-LIMIT = 420
+LIMIT = 900
 # What is in the machine besides what these need.
-PACKAGES = "base-files base-passwd bash coreutils dash dpkg grep gzip libc-bin login mount passwd sed systemd tar util-linux xz-utils".split()
+PACKAGES = "base-files base-passwd bash coreutils dash diffutils dpkg findutils grep gzip libc-bin login mount passwd sed systemd tar util-linux xz-utils".split()
 TOP = os.path.join(vm.HERE, "../..")
 
 
@@ -47,7 +47,7 @@ def system(root):
         packer.stdin.write(listed)
         packer.stdin.close()
         assert unpacker.wait() == 0
-    for name in "dev proc sys run tmp var/tmp var/log var/lib/dpkg/info var/lib/dpkg/updates etc/systemd/system/wardian.service.d".split():
+    for name in "dev proc sys run root tmp var/tmp var/log var/lib/dpkg/info var/lib/dpkg/updates etc/systemd/system/wardian.service.d".split():
         os.makedirs(f"{root}/{name}", exist_ok=True)
     for name in "awk pager".split():
         link = f"/etc/alternatives/{name}"
@@ -83,9 +83,9 @@ class Test:
         try:
             os.makedirs(work + "/root")
             system(work + "/root")
-            package = work + "/root/tmp/wardian.deb"
+            package = work + "/root/root/wardian.deb"
             subprocess.run([TOP + "/packaging/deb/build", os.path.dirname(self.program), package], check=True, stdout=subprocess.DEVNULL)
-            lab.busybox(work + "/root/tmp/busybox.tar")
+            lab.busybox(work + "/root/root/busybox.tar")
             subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", work + "/root", work + "/disk", "2G"], check=True)
             programs = ("/usr/bin/unshare", "/usr/bin/nsenter")
             with vm.Guest(self.bundle, [work + "/disk"], {}, programs, "ext4", memory=2048, deadline=LIMIT) as guest:
@@ -124,21 +124,21 @@ EOF
 
 
 def install(t):
-    t.inside("dpkg -i /tmp/wardian.deb")
+    t.inside("dpkg -i /root/wardian.deb")
     assert t.inside("systemctl is-active wardian.socket wardian.service").split() == ["active", "active"]
     assert t.inside("stat -c '%a %G' /run/wardian/garden.sock").split() == ["660", "wardian"]
     assert "(there is none)" not in t.inside("wardian info")
 
 
 def use(t):
-    t.inside("wardian image import /tmp/busybox.tar -t bb")
+    t.inside("wardian image import /root/busybox.tar -t bb")
     assert t.inside("wardian run --rm bb -- echo hello").strip() == "hello"
     t.inside("wardian run -d --name c bb -- sleep 100000")
     t.inside("echo 'max-containers = 7' >> /etc/wardian/wardian.toml")
 
 
 def upgrade(t):
-    t.inside("dpkg -i /tmp/wardian.deb")
+    t.inside("dpkg -i /root/wardian.deb")
     assert t.inside("systemctl is-active wardian.service").strip() == "active"
     assert t.inside("wardian exec c -- echo alive").strip() == "alive"
     assert "max-containers = 7" in t.inside("cat /etc/wardian/wardian.toml")
