@@ -12,7 +12,7 @@
 //! | `process/` | one process: its input, its output, and the memory that output takes |
 //! | `ready/` | namespaces and keepers made ahead |
 //! | `admission/` | bounds of requests, and queues for what is expensive |
-//! | `inspect`, `seen`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
+//! | `overall`, `inspect`, `seen`, `metrics`, `events`, `history`, `slow` | what clients and operators are told |
 //! | `sweeper`, `reset` | what is removed afterwards |
 
 mod admission;
@@ -32,6 +32,7 @@ mod instance;
 mod keeper;
 mod metrics;
 mod network;
+mod overall;
 mod pea;
 mod process;
 mod ready;
@@ -57,6 +58,7 @@ pub use history::{Kind, Life, Operation, Step};
 pub use image::{Bringing, for_client};
 pub use inspect::{Capacity, Info, Listed, Properties, Property};
 pub use metrics::Metrics;
+pub use overall::Overall;
 pub use process::about::{About, Ending};
 pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note};
 pub use process::output::{Output, Stream, Waits};

@@ -3,9 +3,11 @@
 //! Fields that Go omits when they are zero are omitted here too; nested objects are always sent.
 
 mod containers;
+mod info;
 mod metrics;
 
 pub use containers::{Container, Details, Dropped, Handle, Mount, ProcessState};
+pub use info::{Counts, RegistryInfo, ServerInfo, StoreInfo};
 pub use metrics::{BulkInfo, BulkMetrics, CPUStat, DiskStat, MemoryStat, Metrics, NetworkStat, PidStat};
 
 use serde::{Deserialize, Serialize};

@@ -158,7 +158,9 @@ pub enum Error {
         what: String,
     },
     /// A file or blob that should be a tar does not begin as one does.
-    #[error("{what} is no tar archive, neither a plain one nor one compressed by gzip or zstd")]
+    #[error(
+        "{what} is no image and no layer: neither a tar (plain, gzip or zstd) nor what `docker save` wrote nor an OCI layout"
+    )]
     NoTar {
         /// The file or blob.
         what: String,

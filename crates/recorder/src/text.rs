@@ -1,16 +1,49 @@
 //! A diagnosis as readable text.
 
 use crate::diagnosis::{Diagnosis, size};
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// How many owners and waits are shown.
 const SHOWN: usize = 5;
 
-impl fmt::Display for Diagnosis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.verdict)?;
+impl Diagnosis {
+    /// The verdict, the cause, and what to do about it. With `verbose` also who wrote and who waited, the stacks, and
+    /// the settings of the kernel.
+    pub fn text(&self, verbose: bool) -> String {
+        let mut text = String::new();
+        let _ = self.short(&mut text, verbose);
+        let _ = if verbose {
+            self.rest(&mut text)
+        } else {
+            writeln!(text, "(who wrote, who waited and in what: --verbose)")
+        };
+        text
+    }
+
+    fn short(&self, f: &mut impl fmt::Write, verbose: bool) -> fmt::Result {
+        // The kernel's function is for those who read the stacks too.
+        let function = self.waited.first().and_then(|wait| wait.kernel_function.as_ref());
+        let function = function.filter(|_| !verbose).map(|function| format!(" ({function})"));
+        writeln!(f, "{}", self.verdict.trim_end_matches(function.as_deref().unwrap_or("\n")))?;
+        for fingerprint in &self.fingerprints {
+            writeln!(f, "cause: {}", fingerprint.id)?;
+        }
+        for advice in &self.advice {
+            writeln!(f, "what to do: {advice}")?;
+        }
+        for limit in &self.limits {
+            writeln!(f, "not known: {limit}")?;
+        }
+        Ok(())
+    }
+
+    fn rest(&self, f: &mut impl fmt::Write) -> fmt::Result {
         if !self.causes.is_empty() {
-            writeln!(f, "{:<32} {:>10} {:>6}  when (ms)      asked for by", "what wrote", "bytes", "share")?;
+            writeln!(
+                f,
+                "\n{:<32} {:>10} {:>6}  when (ms)      asked for by",
+                "what wrote", "bytes", "share"
+            )?;
         }
         for share in &self.causes {
             let asked = share.asked_by.as_ref().map_or("–".to_owned(), |task| {
@@ -44,14 +77,7 @@ impl fmt::Display for Diagnosis {
         for fingerprint in &self.fingerprints {
             writeln!(f, "\nrecognised: {}\n  {}", fingerprint.id, fingerprint.evidence)?;
         }
-        for advice in &self.advice {
-            writeln!(f, "\nwhat to do: {advice}")?;
-        }
         let tunables: Vec<String> = self.tunables.vm.iter().map(|(name, n)| format!("{name}={n}")).collect();
-        writeln!(f, "\nvm: {}", tunables.join(" "))?;
-        for limit in &self.limits {
-            writeln!(f, "not known: {limit}")?;
-        }
-        Ok(())
+        writeln!(f, "\nvm: {}", tunables.join(" "))
     }
 }

@@ -145,7 +145,32 @@ pub(crate) fn net_out(rule: wire::NetOutRule) -> Result<engine::Rule, Refusal> {
     })
 }
 
-/// Converts an egress rule for a reply.
+/// Converts what the server is for a reply.
+pub(crate) fn overall(about: &engine::Overall) -> wire::ServerInfo {
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    wire::ServerInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        root: path(&about.root),
+        run: path(&about.run),
+        kernel: about.kernel.clone(),
+        cgroups: about.cgroups.to_owned(),
+        disk_driver: about.disk_driver.to_owned(),
+        network: about.network.to_owned(),
+        features: about.features.iter().map(|name| (*name).to_owned()).collect(),
+        containers: wire::Counts { running: about.running, stopped: about.stopped },
+        store: wire::StoreInfo {
+            images: about.images,
+            layers_bytes: about.layers_bytes,
+            available_bytes: about.available_bytes,
+        },
+        registries: wire::RegistryInfo {
+            conf: about.registries_conf.as_deref().map(path).unwrap_or_default(),
+            insecure: about.insecure_registries.clone(),
+        },
+    }
+}
+
 pub(crate) fn under_way(image: &engine::Bringing) -> wire::ImageUnderWay {
     let layer = |layer: &Arc<engine::LayerProgress>| wire::LayerUnderWay {
         chain_id: layer.chain_id.clone(),
@@ -156,6 +181,7 @@ pub(crate) fn under_way(image: &engine::Bringing) -> wire::ImageUnderWay {
     wire::ImageUnderWay { image: image.image.clone(), layers: image.layers.iter().map(layer).collect() }
 }
 
+/// Converts an egress rule for a reply.
 pub(crate) fn egress(rule: &engine::Rule) -> wire::NetOutRule {
     let network =
         |(start, end): &(IpAddr, IpAddr)| wire::IpRange { start: start.to_string(), end: end.to_string() };

@@ -300,6 +300,10 @@ async fn answer(
             let say = move |out: &mut dyn Write| large::list(out, rules.iter().map(convert::egress));
             large::reply(state, cut, say).await?
         }
+        Route::Overall => {
+            let about = engine.overall().await?;
+            large::reply(state, cut, move |out| write(out, &convert::overall(&about))).await?
+        }
         Route::ImagesUnderWay => {
             let images = engine.images_under_way();
             let say = move |out: &mut dyn Write| large::list(out, images.iter().map(convert::under_way));

@@ -39,6 +39,8 @@ pub(crate) enum Route {
     History,
     /// The egress rules of a container; wardian's own.
     EgressRules,
+    /// The server: what it is set to, and what it has; wardian's own.
+    Overall,
     /// The images that are brought into the store; wardian's own.
     ImagesUnderWay,
     /// The events from now on; wardian's own.
@@ -88,7 +90,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 38] = [
+const TABLE: [(&str, &str, Route); 39] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -120,6 +122,7 @@ const TABLE: [(&str, &str, Route); 38] = [
     ("PUT", "/wardian/containers/:handle/limits/disk", Route::SetDiskLimits),
     ("GET", "/wardian/containers/:handle/history", Route::History),
     ("GET", "/wardian/containers/:handle/net/out", Route::EgressRules),
+    ("GET", "/wardian/info", Route::Overall),
     ("GET", "/wardian/images/under_way", Route::ImagesUnderWay),
     ("GET", "/wardian/events", Route::Events),
     ("GET", "/wardian/containers", Route::Overviews),

@@ -2,12 +2,10 @@
 
 mod clean;
 
-use crate::print;
-use crate::store::ROOT;
+use crate::{context, print};
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use ipnet::Ipv4Net;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use wardian_lab::doctor::hazards::Severity;
@@ -43,8 +41,8 @@ pub struct Args {
     /// With --clean: do not ask
     #[arg(long, requires = "clean")]
     yes: bool,
-    /// With --leaks: all that an instance has left, one by one
-    #[arg(long, requires = "leaks")]
+    /// Everything that was looked at; with --leaks: all that an instance has left, one by one
+    #[arg(long, conflicts_with = "clean")]
     verbose: bool,
     /// Live state of a server to look at, beside that in /run/wardian, of running servers, and what is found on a tmpfs; may be
     /// given more than once
@@ -76,8 +74,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.clean {
         return clean::run(&args.run, args.yes);
     }
-    let named = || std::env::var_os("WARDIAN_ROOT").filter(|root| !root.is_empty());
-    let root = args.root.or_else(|| named().map(PathBuf::from)).unwrap_or_else(|| ROOT.into());
+    let root = args.root.unwrap_or_else(|| context::place(context::file(), context::ROOT).value.into());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let options =
         doctor::Options { root, runs: args.run, pool: args.network_pool, measure: !args.no_measure };
@@ -85,8 +82,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.json {
         print::json(&report)?;
     } else {
-        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        print::raw(&report.text(colour))?;
+        print::raw(&print::wrapped(&report.text(args.verbose, print::has_colour())))?;
     }
     Ok(match report.worst() {
         Some(Severity::Error) => ExitCode::from(ERRORS),

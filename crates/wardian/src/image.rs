@@ -26,6 +26,21 @@ use wardian_store::{Image, LayerInfo, LayerProgress, Phase, Progress, Pull, Refe
 /// number of names.
 const MOST_NAMES: usize = 64;
 
+/// Parses the hex digits of a sha256.
+pub fn hex_digest(text: &str) -> Result<String, String> {
+    let digits = text.chars().filter(char::is_ascii_hexdigit).count();
+    let others = text.chars().count() - digits;
+    match (digits, others, text == text.to_ascii_lowercase()) {
+        (64, 0, true) => Ok(text.to_owned()),
+        (64, 0, false) => Err("expected lower-case hex digits".to_owned()),
+        (_, 0, _) => Err(format!("expected 64 hex digits, got {digits}")),
+        _ => Err(format!(
+            "expected 64 hex digits, got {digits} and {}",
+            print::count(others, "other character")
+        )),
+    }
+}
+
 /// The images' commands.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -66,6 +81,7 @@ enum Command {
         sources: Vec<String>,
     },
     /// Make an image of another one and an app on top of it
+    #[command(override_usage = "wardian image add-layer [OPTIONS] --path DIR -t NAME IMAGE APP")]
     AddLayer {
         /// What prefetch takes
         image: String,
@@ -79,7 +95,7 @@ enum Command {
         #[arg(short = 't', long = "tag", value_name = "NAME")]
         tag: String,
         /// The sha256 of the tar as it is stored: what does not have it is refused
-        #[arg(long, value_name = "HEX")]
+        #[arg(long, value_name = "HEX", value_parser = hex_digest)]
         digest: Option<String>,
     },
     /// Pull images from registries; if an image is up to date, only a HEAD request is made

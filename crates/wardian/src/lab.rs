@@ -59,6 +59,9 @@ pub struct Record {
     /// A directory on the file system of interest [default: the working directory]
     #[arg(long, value_name = "PATH")]
     fs: Option<PathBuf>,
+    /// Also who wrote and who waited, the kernel's stacks and settings
+    #[arg(long)]
+    verbose: bool,
     /// The command, after `--`
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -104,7 +107,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Record(args) => {
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
             // Standard output belongs to the command.
-            crate::print::say(format!("\n{}", report.diagnosis).trim_end());
+            crate::print::say(format!("\n{}", report.diagnosis.text(args.verbose)).trim_end());
             if let Some(to) = args.json {
                 report.save(&to)?;
             }

@@ -85,10 +85,11 @@ pub fn wanted() -> Result<Option<Targets>> {
 pub fn start(format: Format, wanted: Targets) -> Result<Filter> {
     let (filter, handle) = reload::Layer::new(wanted);
     let terminal = std::io::stderr().is_terminal();
+    let colour = terminal && crate::print::wants_colour();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
     let lines = json.then(|| Lines::new("wardian", std::io::stderr(), MOST));
     let text = (!json).then(|| {
-        let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).fmt_fields(fields());
+        let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(colour).fmt_fields(fields());
         // Otherwise the layer reports an unwritable standard error to standard error, and panics.
         let layer = layer.log_internal_errors(false);
         layer.with_filter(Bounded(Mutex::new(Flood::new(MOST))))

@@ -3,14 +3,19 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
+mod completion;
 mod container;
+mod context;
 mod doctor;
 mod exit;
 mod gdn;
 mod grootfs;
+mod help;
 mod image;
+mod info;
 mod lab;
 mod log;
+mod package;
 mod print;
 mod reset;
 mod rootfs;
@@ -21,7 +26,7 @@ mod watch;
 mod why;
 mod words;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -29,6 +34,11 @@ use std::process::ExitCode;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Settings, in TOML [default: /etc/wardian/wardian.toml] [env: WARDIAN_CONFIG]
+    // The variable is not read by clap, which refuses an empty one: that stands for no file.
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Settings")]
+    #[allow(dead_code, reason = "it is read by `context` before the commands are")]
+    config: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,6 +88,10 @@ enum Command {
     /// Experiments that show what waits for the disk
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Print what the server is set to and has, and where this program's own settings are from
+    Info(info::Args),
+    /// Print the versions of this program and of the server
+    Version(info::Args),
     /// Explain what made a container slow to come or go, or what a process waits for
     Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
@@ -89,6 +103,9 @@ enum Command {
         /// For which shell
         shell: clap_complete::Shell,
     },
+    /// Write manual pages, completions and a settings file with every setting commented
+    #[command(hide = true)]
+    PackageFiles(package::Args),
 }
 
 fn main() -> ExitCode {
@@ -97,7 +114,10 @@ fn main() -> ExitCode {
     if grootfs::is_meant(name.as_ref()) {
         return grootfs::run(args);
     }
-    let done = if gdn::is_meant(name.as_ref()) { gdn::run(args, Cli::command()) } else { wardian() };
+    if completion::answer() {
+        return ExitCode::SUCCESS;
+    }
+    let done = if gdn::is_meant(name.as_ref()) { gdn::run(args, &help::command()) } else { wardian() };
     done.unwrap_or_else(|error| {
         print::failure(&error);
         exit::of(&error).map_or(ExitCode::FAILURE, ExitCode::from)
@@ -107,17 +127,22 @@ fn main() -> ExitCode {
 /// Runs the command line of wardian's own.
 fn wardian() -> anyhow::Result<ExitCode> {
     match words::meant(std::env::args_os().collect()) {
-        words::Meant::Ours(args) => match Cli::try_parse_from(args) {
-            Ok(cli) => run(cli.command),
-            Err(said) => print::parser(said),
+        words::Meant::Ours(args) => match parse(&args) {
+            Ok(command) => run(command),
+            Err(error) => error.downcast().map_or_else(Err, print::parser),
         },
         words::Meant::Answer(text) => Err(exit::mistake(anyhow::anyhow!(text))),
     }
 }
 
+fn parse(args: &[std::ffi::OsString]) -> anyhow::Result<Command> {
+    let matches = context::parse(&help::command(), args)?;
+    Ok(Cli::from_arg_matches(&matches)?.command)
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => serve::run(*args, Cli::command(), std::env::args_os().collect(), || {}),
+        Command::Serve(args) => serve::run(*args, || {}),
         Command::Run(args) => container::run::run(args),
         Command::Create(args) => container::create::run(args),
         Command::Exec(args) => container::exec::run(args),
@@ -139,25 +164,24 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Rootfs(args) => rootfs::run(args),
         Command::Store(args) => store::run(args),
         Command::Lab(command) => lab::run(command),
-        Command::Why(args) => why::run(args),
+        Command::Info(args) => info::info(&args),
+        Command::Version(args) => info::version(&args),
+        Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(args),
         Command::Reset(args) => reset::run(&args),
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "wardian", &mut script);
-            print::written(&script)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Completion { shell } => completion::script(shell),
+        Command::PackageFiles(args) => package::files(&args),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        help::command().debug_assert();
     }
 
     /// The flags that errors advise exist in these commands, and in their help.

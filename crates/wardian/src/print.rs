@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr as _};
@@ -73,6 +74,92 @@ pub fn parser(mut said: clap::Error) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(crate::exit::WRONG)))
 }
 
+/// Whether standard output is a terminal that is to have colours (https://no-color.org).
+pub fn has_colour() -> bool {
+    std::io::stdout().is_terminal() && wants_colour()
+}
+
+/// Whether the user has nothing against colours where they are possible.
+pub fn wants_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Breaks lines that are too long for the terminal at standard output. What goes elsewhere is left as it is.
+pub fn wrapped(text: &str) -> String {
+    wrap(text, width_of(rustix::stdio::stdout()))
+}
+
+/// The columns of a terminal; `None`: it is none, or does not say.
+fn width_of(fd: BorrowedFd<'_>) -> Option<usize> {
+    rustix::termios::tcgetwinsize(fd).ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// Narrower terminals are treated as if they had this many columns.
+const NARROWEST: usize = 20;
+
+/// Breaks lines at spaces. What follows is indented by two columns more than its line, so that each entry's begin stands
+/// out. A line with columns, that is with several spaces between words, is a table's and stays whole.
+fn wrap(text: &str, columns: Option<usize>) -> String {
+    let Some(columns) = columns else { return text.to_owned() };
+    let columns = columns.max(NARROWEST);
+    let mut out = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));
+        let words = line.trim_start_matches(' ');
+        let indent = line.len() - words.len();
+        if shown_width(line) <= columns || words.contains("  ") {
+            out.push_str(line);
+        } else {
+            let hanging = (indent + 2).min(columns / 2);
+            let mut at = indent;
+            out.push_str(&line[..indent]);
+            for (index, word) in words.split(' ').enumerate() {
+                let width = shown_width(word);
+                if index > 0 && at + 1 + width > columns {
+                    out.push('\n');
+                    out.push_str(&" ".repeat(hanging));
+                    at = hanging;
+                } else if index > 0 {
+                    out.push(' ');
+                    at += 1;
+                }
+                out.push_str(word);
+                at += width;
+            }
+        }
+        out.push_str(end);
+    }
+    out
+}
+
+/// Breaks a text into lines of at most `columns`.
+pub fn folded(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.last().map_or(0, |line| line.width());
+        if last > 0 && last + 1 + word.width() > columns {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+/// The columns that a text takes, its colours left out.
+fn shown_width(text: &str) -> usize {
+    let mut width = 0;
+    for (index, part) in text.split("\x1b[").enumerate() {
+        let shown = if index == 0 { part } else { part.split_once('m').map_or("", |(_, shown)| shown) };
+        width += shown.width();
+    }
+    width
+}
+
 /// Prints an error and its causes to standard error.
 pub fn failure(error: &anyhow::Error) {
     let mut last = error.to_string();
@@ -97,7 +184,7 @@ const MESSAGE: usize = 16 << 10;
 /// Prints a line to standard error. A failed write is ignored: see [`wardian_sys::stderr`].
 pub fn say(text: &str) {
     let _wait = (!wardian_sys::stderr::is_free()).then(watch::heed);
-    wardian_sys::stderr::line(&tame_lines(text));
+    wardian_sys::stderr::line(&wrap(&tame_lines(text), width_of(rustix::stdio::stderr())));
 }
 
 /// Prints indented JSON to standard output.
@@ -210,6 +297,24 @@ mod tests {
             (1_795_420_033_999, "2026-11-23T07:47:13.999Z"),
         ] {
             assert_eq!(clock(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn long_lines_are_broken_with_hanging_indents() {
+        let wrapped = |text: &str| wrap(text, Some(20));
+        assert_eq!(wrapped("short\n"), "short\n");
+        assert_eq!(wrapped("! one two three four five six\nx"), "! one two three four\n  five six\nx");
+        assert_eq!(wrapped("  → one two three four five"), "  → one two three\n    four five");
+        // Colours take no columns, wide characters two, and what has no space is not torn.
+        assert_eq!(wrapped("\x1b[33m!\x1b[0m one two three four"), "\x1b[33m!\x1b[0m one two three four");
+        assert_eq!(wrapped("漢字漢字漢字 漢字漢字漢字"), "漢字漢字漢字\n  漢字漢字漢字");
+        assert_eq!(wrapped("x /a/path/that/is/longer/than/all"), "x\n  /a/path/that/is/longer/than/all");
+        let table = "NAME          IMAGE          STATUS";
+        assert_eq!((wrapped(table), wrap("a b c", None)), (table.to_owned(), "a b c".to_owned()));
+        for text in ["a b c d e f g h i j k l m n o p q r s t u v", "  ! 漢字 漢字 漢字 漢字 漢字 漢字 漢字"]
+        {
+            assert!(wrapped(text).lines().all(|line| line.width() <= 20), "{:?}", wrapped(text));
         }
     }
 

@@ -24,7 +24,7 @@ pub const ROOT: &str = "/var/lib/wardian";
 pub const RUN: &str = "/run/wardian";
 
 /// The heading, in the help, of the flags for fetching and unpacking images.
-const IMAGES: &str = "Fetch and unpack limits (flags or environment only; wardian.toml is ignored)";
+const IMAGES: &str = "Fetch and unpack limits";
 
 /// Where the store is, and how to answer.
 #[derive(Debug, Clone, ClapArgs)]
@@ -124,6 +124,12 @@ impl Place {
             max_image_ratio: None,
             json: false,
         }
+    }
+
+    /// Returns the names of the images.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let store = self.open_existing()?;
+        Ok(store.images()?.into_iter().map(|image| image.name).collect())
     }
 
     /// Returns what is needed to ask registries.

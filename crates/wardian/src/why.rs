@@ -32,26 +32,30 @@ pub struct Args {
     /// A directory on the file system of interest [default: the process's working directory]
     #[arg(long, value_name = "PATH", requires = "pid")]
     fs: Option<PathBuf>,
+    /// Also who wrote and who waited, the kernel's stacks and settings
+    #[arg(long)]
+    verbose: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 /// Explain it.
-pub fn run(args: Args) -> Result<ExitCode> {
-    match (args.pid, args.handle) {
-        (Some(pid), _) => watch(pid, args.fs, Duration::from_secs(args.seconds), args.json),
-        (None, handle) => phases(&handle.unwrap_or_default(), &args.server, args.json),
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match args.pid {
+        Some(pid) => watch(pid, &args),
+        None => phases(&args),
     }
 }
 
-fn watch(pid: u32, fs: Option<PathBuf>, length: Duration, json: bool) -> Result<ExitCode> {
+fn watch(pid: u32, args: &Args) -> Result<ExitCode> {
+    let length = Duration::from_secs(args.seconds);
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    let report = runtime.block_on(record::process(pid, fs, length))?;
-    if json {
+    let report = runtime.block_on(record::process(pid, args.fs.clone(), length))?;
+    if args.json {
         print::json(&report)?;
     } else {
-        print::text(&report.diagnosis.to_string())?;
+        print::text(&print::wrapped(&report.diagnosis.text(args.verbose)))?;
     }
     match report.interrupted {
         Some(signal) => Err(Interrupted(signal).into()),
@@ -59,7 +63,8 @@ fn watch(pid: u32, fs: Option<PathBuf>, length: Duration, json: bool) -> Result<
     }
 }
 
-fn phases(handle: &str, server: &Server, json: bool) -> Result<ExitCode> {
+fn phases(args: &Args) -> Result<ExitCode> {
+    let (handle, server) = (args.handle.as_deref().unwrap_or_default(), &args.server);
     let client = server.client()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let history = runtime.context("start the runtime")?.block_on(client.history(handle));
@@ -68,30 +73,41 @@ fn phases(handle: &str, server: &Server, json: bool) -> Result<ExitCode> {
             .context("the server remembers its last thousand creates and destroys, and this is none of them"),
         _ => server.explain(error),
     })?;
-    if json {
+    if args.json {
         print::json(&history)?;
     } else {
-        print::text(&text(&history)?)?;
+        print::text(&print::wrapped(&text(&history, args.verbose)?))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(history: &History) -> Result<String> {
+fn text(history: &History, verbose: bool) -> Result<String> {
     let mut text = String::new();
     for operation in [&history.create, &history.destroy].into_iter().flatten() {
         if !text.is_empty() {
             text.push('\n');
         }
-        describe(&mut text, operation)?;
+        describe(&mut text, operation, verbose)?;
     }
     Ok(text)
 }
 
-fn describe(text: &mut String, operation: &Operation) -> Result<()> {
+fn describe(text: &mut String, operation: &Operation, verbose: bool) -> Result<()> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let age = print::age((operation.began * 1e3) as u64);
     let (kind, handle) = (&operation.kind, print::tame(&operation.handle));
     writeln!(text, "{kind} of {handle} ({}), {age}: {:.1} ms", print::short(&operation.id), operation.ms)?;
+    if let Some(error) = &operation.error {
+        writeln!(text, "  failed: {}", print::tame(error))?;
+    }
+    if let Some(diagnosis) = &operation.diagnosis {
+        let diagnosis: Diagnosis =
+            serde_json::from_value(diagnosis.clone()).context("understand the server's diagnosis")?;
+        writeln!(text, "  it was slow, and meanwhile:")?;
+        for line in diagnosis.text(verbose).lines() {
+            writeln!(text, "{}", format!("    {}", print::tame(line)).trim_end())?;
+        }
+    }
     let longest = operation.steps.iter().map(|step| step.ms).fold(0.0, f64::max);
     for step in &operation.steps {
         // A bar is easier to read than a column of numbers.
@@ -102,17 +118,6 @@ fn describe(text: &mut String, operation: &Operation) -> Result<()> {
             "{}",
             format!("  {:<18} {:>9.2} ms  {bar}", print::tame(&step.name), step.ms).trim_end()
         )?;
-    }
-    if let Some(error) = &operation.error {
-        writeln!(text, "  failed: {}", print::tame(error))?;
-    }
-    if let Some(diagnosis) = &operation.diagnosis {
-        let diagnosis: Diagnosis =
-            serde_json::from_value(diagnosis.clone()).context("understand the server's diagnosis")?;
-        writeln!(text, "  it was slow, and meanwhile:")?;
-        for line in diagnosis.to_string().lines() {
-            writeln!(text, "{}", format!("    {}", print::tame(line)).trim_end())?;
-        }
     }
     Ok(())
 }
@@ -134,14 +139,15 @@ mod tests {
             error: Some("no\nway".into()),
             ..Operation::default()
         };
-        let drawn = text(&History { destroy: Some(operation), create: None }).unwrap();
+        let drawn = text(&History { destroy: Some(operation), create: None }, false).unwrap();
         let lines: Vec<&str> = drawn.lines().collect();
         assert!(
             lines[0].starts_with("destroy of h (0123456789ab), ") && lines[0].ends_with(": 5.0 ms"),
             "{drawn}"
         );
-        assert_eq!(lines[1], format!("  kill                    4.00 ms  {}", "#".repeat(40)));
-        assert_eq!(lines[2], format!("  unmount                 1.00 ms  {}", "#".repeat(10)));
-        assert_eq!(lines[3..], ["  forget                  0.00 ms", "  failed: no\\nway"]);
+        assert_eq!(lines[1], "  failed: no\\nway");
+        assert_eq!(lines[2], format!("  kill                    4.00 ms  {}", "#".repeat(40)));
+        assert_eq!(lines[3], format!("  unmount                 1.00 ms  {}", "#".repeat(10)));
+        assert_eq!(lines[4..], ["  forget                  0.00 ms"]);
     }
 }

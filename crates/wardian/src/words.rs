@@ -22,14 +22,14 @@ const SAME: [(&str, &[&str]); 12] = [
     ("login", &["image", "login"]),
     ("logout", &["image", "logout"]),
     ("kill", &["stop", "--kill"]),
-    ("version", &["--version"]),
+    ("system info", &["info"]),
     ("system df", &["store", "usage"]),
     ("image prune", &["store", "gc"]),
     ("container ls", &["ps"]),
 ];
 
 /// Words that have no counterpart, and what is here instead.
-const ANSWERS: [(&str, &str); 32] = [
+const ANSWERS: [(&str, &str); 31] = [
     (
         "build",
         "wardian builds no images: build them with docker, podman or buildah, and bring them in by `wardian image pull NAME` or \
@@ -55,7 +55,6 @@ const ANSWERS: [(&str, &str); 32] = [
         "import",
         "`wardian image import FILE` brings in a tar of a root file system, what docker saved, or an OCI layout",
     ),
-    ("info", "`wardian doctor` tells what this host can do, and `wardian store usage` what is in the store"),
     ("load", "`wardian image import FILE` brings in what `docker save` wrote"),
     ("manifest", "`wardian image inspect NAME` shows the manifest of an image"),
     (

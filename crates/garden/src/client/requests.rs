@@ -14,7 +14,7 @@ use crate::json::{decode, encode};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Container, ContainerInfo, ContainerSpec, CpuLimits,
     Created, Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits, Metrics, NetIn,
-    NetOutRule, ProcessSpec, ProcessState, PropertyValue, Stop,
+    NetOutRule, ProcessSpec, ProcessState, PropertyValue, ServerInfo, Stop,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -214,6 +214,11 @@ impl Client {
         let path = format!("/processes/{}/output{}", escape(process), if follow { "?follow" } else { "" });
         let path = format!("/wardian{}", container(handle, &path));
         hijack(&self.server, "GET", &path, "", &[]).await.map(|taken| KeptOutput::new(taken.stream))
+    }
+
+    /// Returns what the server is, and what it has. Wardian's own.
+    pub async fn info_of_server(&self) -> Result<ServerInfo> {
+        self.exact("/wardian/info").await
     }
 
     /// Subscribes to the events from now on, of one container or of all. Wardian's own.

@@ -72,6 +72,11 @@ impl Known {
         Ok(self)
     }
 
+    /// Returns the file of settings, and the hosts of [`Known::with_insecure`].
+    pub fn sources(&self) -> (Option<&PathBuf>, &[String]) {
+        (self.conf.as_ref(), &self.insecure)
+    }
+
     /// Reads the settings.
     ///
     /// # Errors

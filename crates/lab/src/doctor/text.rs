@@ -48,16 +48,21 @@ impl Text {
 }
 
 impl Report {
-    /// The report in groups and columns, with marks. `colour`: for a terminal.
-    pub fn text(&self, colour: bool) -> String {
+    /// The verdict, then each problem with its remedy. With `verbose` also everything that was looked at, in groups
+    /// and columns. `colour`: for a terminal.
+    pub fn text(&self, verbose: bool, colour: bool) -> String {
         let mut text = Text { out: String::new(), colour };
+        text.out += &self.verdict(verbose);
+        self.hazards_text(&mut text);
+        if !verbose {
+            return text.out;
+        }
         self.host_text(&mut text);
         self.features_text(&mut text);
         self.store_text(&mut text);
         self.dirty_text(&mut text);
         self.network_text(&mut text);
         self.limits_text(&mut text);
-        self.hazards_text(&mut text);
         text.out
     }
 
@@ -203,30 +208,51 @@ impl Report {
         }
     }
 
+    /// One sentence, and how many problems there are.
+    fn verdict(&self, verbose: bool) -> String {
+        let count = |severity| self.hazards.iter().filter(|hazard| hazard.severity == severity).count();
+        let kinds = [(Severity::Error, "error"), (Severity::Warning, "warning"), (Severity::Note, "note")];
+        let counts: Vec<String> = kinds
+            .iter()
+            .map(|(severity, name)| (count(*severity), name))
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, name)| plural(n, name))
+            .collect();
+        let mut text = match (count(Severity::Error), self.facts.root) {
+            (0, true) => "Containers run here.",
+            (0, false) => "Nothing speaks against containers here, as far as can be seen without root.",
+            _ => "Containers cannot run here.",
+        }
+        .to_owned();
+        if !counts.is_empty() {
+            let _ = write!(text, " {}.", counts.join(", "));
+        }
+        if !verbose {
+            let facts = &self.facts;
+            let checks = facts.features.0.len() + facts.limit_drivers.len() + facts.limits.len();
+            let _ = write!(text, " (all {checks} checks: --verbose)");
+        }
+        text.push('\n');
+        text
+    }
+
+    /// Errors and warnings with their remedies on lines of their own, notes shortly.
     fn hazards_text(&self, text: &mut Text) {
-        text.head("Hazards");
         for hazard in &self.hazards {
             let mark = match hazard.severity {
                 Severity::Error => NO,
                 Severity::Warning => CAREFUL,
                 Severity::Note => NOTE,
             };
-            text.marked(mark, hazard.id, &hazard.evidence);
-            text.line("", format!("→ {}", hazard.remedy));
+            let first =
+                self.hazards.iter().find(|first| (first.severity == Severity::Note) == (mark == NOTE));
+            let space = if first == Some(hazard) { "\n" } else { "" };
+            let (mark, what) = (text.mark(mark), format!("{}: {}", hazard.id, tame(&hazard.evidence)));
+            let remedy = tame(&hazard.remedy);
+            let _ = match hazard.severity {
+                Severity::Note => writeln!(text.out, "{space}{mark} {what}: {remedy}"),
+                _ => writeln!(text.out, "{space}{mark} {what}\n  → {remedy}"),
+            };
         }
-        let count = |severity| self.hazards.iter().filter(|hazard| hazard.severity == severity).count();
-        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-        let verdict = match (errors, self.facts.root) {
-            (0, true) => "Containers run here",
-            (0, false) => "Nothing speaks against containers here, as far as can be seen without root",
-            _ => "Containers cannot run here",
-        };
-        let _ = writeln!(
-            text.out,
-            "\n{verdict}: {}, {}, {}.",
-            plural(errors, "error"),
-            plural(warnings, "warning"),
-            plural(count(Severity::Note), "note")
-        );
     }
 }

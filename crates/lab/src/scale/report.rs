@@ -83,25 +83,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// The tables of phases and the closing lines.
+    /// What came of it, and the tables of phases.
     fn table(&self) -> String {
         let mut out = String::new();
-        if let [_] = self.steps[..] {
-            out.push_str(&table(&self.phases));
-        } else {
-            for Step { from, to, waiting_ms, per_instance_ms, phases } in &self.steps {
-                let (waiting, phases) = (waiting_ms / 1e3, table(phases));
-                let _ = writeln!(
-                    out,
-                    "{from} → {to}: {waiting:.2} s, {per_instance_ms:.1} ms for each of {}\n{phases}",
-                    to - from
-                );
-            }
-            out.push_str(&table(self.phases.last().map(std::slice::from_ref).unwrap_or_default()));
-        }
         let _ = writeln!(
             out,
-            "\nThe developer waited {:.2} s; the slowest destroy took {:.1} ms with {} dirty when it was called; \
+            "The developer waited {:.2} s; the slowest destroy took {:.1} ms with {} dirty when it was called; \
              {} were ever written (an idle machine: {}){}.",
             self.waiting_ms / 1e3,
             self.slowest_destroy_ms,
@@ -128,6 +115,20 @@ impl Report {
                 }
                 None => writeln!(out, "."),
             };
+        }
+        out.push('\n');
+        if let [_] = self.steps[..] {
+            out.push_str(&table(&self.phases));
+        } else {
+            for Step { from, to, waiting_ms, per_instance_ms, phases } in &self.steps {
+                let (waiting, phases) = (waiting_ms / 1e3, table(phases));
+                let _ = writeln!(
+                    out,
+                    "{from} → {to}: {waiting:.2} s, {per_instance_ms:.1} ms for each of {}\n{phases}",
+                    to - from
+                );
+            }
+            out.push_str(&table(self.phases.last().map(std::slice::from_ref).unwrap_or_default()));
         }
         out
     }

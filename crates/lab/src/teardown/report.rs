@@ -54,18 +54,17 @@ pub struct Report {
 
 impl Report {
     /// The report as text for the terminal.
-    pub fn text(&self) -> String {
+    pub fn text(&self, verbose: bool) -> String {
         let mut out = String::new();
         if let Some(first) = &self.first_round {
-            let _ = writeln!(out, "The first round:\n\n{}", self.round_text(first));
+            let _ = writeln!(out, "The first round:\n\n{}", self.round_text(first, verbose));
             let _ = writeln!(out, "The second one, on the same files:\n");
         }
-        out + &self.round_text(&self.round)
+        out + &self.round_text(&self.round, verbose)
     }
 
-    fn round_text(&self, round: &Round) -> String {
-        let mut out = table(&round.phases);
-        let _ = writeln!(out);
+    fn round_text(&self, round: &Round, verbose: bool) -> String {
+        let mut out = String::new();
         if let Some(phase) = round.phase("unmount") {
             let _ = writeln!(
                 out,
@@ -76,7 +75,7 @@ impl Report {
         } else if self.options.target == Target::Plain {
             let _ = writeln!(out, "There was nothing to unmount.");
         }
-        let _ = write!(out, "\n{}", round.diagnosis);
+        let _ = write!(out, "{}\n{}", round.diagnosis.text(verbose), table(&round.phases));
         out
     }
 

@@ -307,6 +307,14 @@ impl Store {
         self.0.garbage(garbage)
     }
 
+    /// Returns the bytes that all layers take on the disk, from their records.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn layers_bytes(&self) -> Result<u64> {
+        self.0.layers_bytes()
+    }
+
     /// Returns the space that the store's parts take. It walks over everything that is not a layer, which may take
     /// seconds.
     ///

@@ -87,6 +87,11 @@ pub struct RootfsUsage {
 }
 
 impl Inner {
+    /// Returns the bytes that all layers take, from their records.
+    pub(crate) fn layers_bytes(&self) -> Result<u64> {
+        Ok(self.seen_layers()?.iter().map(|seen| seen.record.size()).sum())
+    }
+
     pub(crate) fn usage(&self) -> Result<Usage> {
         let records = self.records()?;
         let images = image::all(&self.layout)?;

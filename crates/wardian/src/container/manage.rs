@@ -11,7 +11,10 @@ use wardian_garden::ErrorKind;
 
 /// What to limit. What is not given stays as it is.
 #[derive(Debug, ClapArgs)]
-#[command(group(clap::ArgGroup::new("limit").required(true).multiple(true)))]
+#[command(
+    group(clap::ArgGroup::new("limit").required(true).multiple(true)),
+    override_usage = "wardian limit [OPTIONS] HANDLE"
+)]
 pub struct Limit {
     #[command(flatten)]
     server: Server,

@@ -18,7 +18,7 @@ pub mod stats;
 mod status;
 mod terminal;
 
-use crate::store::RUN;
+use crate::context::{self, File, Sourced, Status};
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::ffi::OsString;
@@ -53,13 +53,9 @@ pub struct Server {
     tls_key: Option<PathBuf>,
 }
 
-/// Returns the default address of a server with the same WARDIAN_RUN as this process.
+/// Returns the default address of a server that has no settings file.
 fn usual() -> &'static str {
-    static USUAL: LazyLock<String> = LazyLock::new(|| {
-        let run = std::env::var_os("WARDIAN_RUN").filter(|run| !run.is_empty()).unwrap_or_else(|| RUN.into());
-        let run = std::path::absolute(&run).unwrap_or_else(|_| run.into());
-        format!("unix:{}", run.join("garden.sock").display())
-    });
+    static USUAL: LazyLock<String> = LazyLock::new(|| context::address(None, context::own).value);
     &USUAL
 }
 
@@ -69,6 +65,25 @@ fn address(text: &str) -> Result<Address, String> {
         || text.parse().map_err(|_| "neither a path nor unix:/PATH nor tcp:HOST:PORT".to_owned()),
         Ok,
     )
+}
+
+/// Returns a client for the server that a command line means which is not complete yet.
+pub fn client_for(words: &[OsString]) -> Option<Client> {
+    let path = |flag| context::word_of(words, flag).map(PathBuf::from);
+    let named = context::word_of(words, "--socket").or_else(|| context::own("WARDIAN_SOCKET"));
+    let named = named.map_or_else(
+        || Some(context::address(context::file_for(words).as_ref(), context::own).value),
+        |named| named.into_string().ok(),
+    );
+    let server = Server {
+        socket: address(&named?).ok()?,
+        tls_ca: path("--tls-ca"),
+        tls_cert: path("--tls-cert"),
+        tls_key: path("--tls-key"),
+    };
+    let files = server.tls_files();
+    let is_whole = files.iter().all(Option::is_some) || files.iter().all(Option::is_none);
+    if is_whole { server.client().ok() } else { None }
 }
 
 impl Server {
@@ -101,6 +116,24 @@ impl Server {
             (&self.tls_key, "WARDIAN_TLS_CLIENT_KEY"),
         ]
         .map(|(flag, name)| flag.clone().or_else(|| from(name)))
+    }
+
+    /// Returns the settings of the connection, and where they are from.
+    pub fn settings(&self) -> Vec<(&'static str, Sourced)> {
+        let socket = Sourced { value: self.socket.to_string(), source: context::source_of_socket() };
+        let flags = [&self.tls_ca, &self.tls_cert, &self.tls_key].map(Option::is_some);
+        let tls = [
+            ("tls-ca", "--tls-ca", "WARDIAN_TLS_CA"),
+            ("tls-cert", "--tls-cert", "WARDIAN_TLS_CLIENT_CERT"),
+            ("tls-key", "--tls-key", "WARDIAN_TLS_CLIENT_KEY"),
+        ];
+        let tls = tls.into_iter().zip(flags).zip(self.tls_files()).filter_map(
+            |(((name, flag, variable), is_flag), file)| {
+                let source = if is_flag { flag } else { variable }.to_owned();
+                Some((name, Sourced { value: file?.display().to_string(), source }))
+            },
+        );
+        std::iter::once(("socket", socket)).chain(tls).collect()
     }
 
     /// Adds advice to an error, where there is any.
@@ -216,7 +249,7 @@ impl Server {
                 Some(format!("you may not speak to the server at {address}: {}", closed(path)))
             }
             IoKind::NotFound | IoKind::ConnectionRefused => {
-                let start = start(address, path, |name| std::env::var_os(name));
+                let start = start(address, context::file(), context::own);
                 let is_socket = |meta: std::fs::Metadata| meta.file_type().is_socket();
                 let dead = match kind {
                     IoKind::NotFound => "",
@@ -235,22 +268,22 @@ impl Server {
     }
 }
 
-/// Returns the command that starts a server at `address`. Directories from the environment are given as flags,
-/// because sudo does not pass the variables on, and the server would use its defaults.
-fn start(address: &Address, socket: &Path, variable: impl Fn(&str) -> Option<OsString>) -> String {
-    let named = |name| {
-        let dir = variable(name).filter(|dir| !dir.is_empty())?;
-        Some(std::path::absolute(&dir).unwrap_or_else(|_| dir.into()))
-    };
+/// Returns the command that starts a server at `address`. What the environment names is given as flags, because sudo
+/// does not pass the variables on, and the server would use its defaults.
+fn start(address: &Address, file: Option<&File>, variable: impl Fn(&str) -> Option<OsString>) -> String {
+    let absolute = |dir: &Path| std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let mut command = "sudo wardian serve".to_owned();
-    if let Some(root) = named("WARDIAN_ROOT") {
-        command += &format!(" --root {}", root.display());
+    if let Some(file) =
+        file.filter(|file| file.status == Status::Read && file.path != Path::new(context::PATH))
+    {
+        command += &format!(" --config {}", absolute(&file.path).display());
     }
-    let run = named("WARDIAN_RUN");
-    if let Some(run) = &run {
-        command += &format!(" --run {}", run.display());
+    for (flag, name) in [("root", "WARDIAN_ROOT"), ("run", "WARDIAN_RUN")] {
+        if let Some(dir) = variable(name) {
+            command += &format!(" --{flag} {}", absolute(Path::new(&dir)).display());
+        }
     }
-    if socket != run.as_deref().unwrap_or(Path::new(RUN)).join("garden.sock") {
+    if address.to_string() != context::address(file, variable).value {
         command += &format!(" --listen {address}");
     }
     command
@@ -363,10 +396,10 @@ mod tests {
         let listen = format!("`sudo wardian serve --listen unix:{}`", dead.display());
         assert!(other.contains(&listen) && other.contains("nobody listens"), "{other}");
         assert!(missing("/dev/null", IoKind::ConnectionRefused).contains("no socket"));
-        let address = address("/x/run/garden.sock").unwrap();
         let told = |socket: &str, named: &[(&str, &str)]| {
-            start(&address, Path::new(socket), |name| {
-                named.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+            start(&super::address(socket).unwrap(), None, |name| {
+                let named = named.iter().find(|(known, _)| *known == name);
+                named.map(|(_, value)| OsString::from(value)).filter(|value| !value.is_empty())
             })
         };
         let run = [("WARDIAN_RUN", "/x/run"), ("WARDIAN_ROOT", "")];

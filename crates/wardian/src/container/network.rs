@@ -563,14 +563,17 @@ mod tests {
             protocol: protocol.into(),
         };
         let mut info = ContainerInfo { external_ip: "10.77.0.2".into(), ..ContainerInfo::default() };
-        assert_eq!(summary(&info), "-");
+        assert_eq!(summary(info.mapped_ports.as_deref().unwrap_or_default()), "-");
         info.mapped_ports = Some(vec![port(8080, 80, ""), port(53, 53, "udp")]);
         let ports = info.mapped_ports.clone().unwrap();
         assert_eq!(mapped(&info, &ports[0]), "80/tcp -> 10.77.0.2:8080");
-        assert_eq!(summary(&info), "8080->80/tcp, 53->53/udp");
+        assert_eq!(summary(info.mapped_ports.as_deref().unwrap_or_default()), "8080->80/tcp, 53->53/udp");
         info.external_ip = "fd00::2".into();
         assert_eq!(mapped(&info, &ports[1]), "53/udp -> [fd00::2]:53");
         info.mapped_ports = Some((1..=9).map(|n| port(n, n, "")).collect());
-        assert_eq!(summary(&info), "1->1/tcp, 2->2/tcp, 3->3/tcp, 6 more");
+        assert_eq!(
+            summary(info.mapped_ports.as_deref().unwrap_or_default()),
+            "1->1/tcp, 2->2/tcp, 3->3/tcp, 6 more"
+        );
     }
 }

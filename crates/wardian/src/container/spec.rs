@@ -2,7 +2,7 @@
 
 use super::network::Network;
 use crate::exit::mistake;
-use crate::image::with_app;
+use crate::image::{hex_digest, with_app};
 use crate::store::size;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
@@ -65,6 +65,16 @@ fn variable(text: &str, all: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// The least memory with which a container's init and a small program have been seen to run, in bytes.
+const LEAST_MEMORY: u64 = 512 << 10;
+
+fn memory(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes < LEAST_MEMORY => Err(format!("{text} is too small; try 4M")),
+        bytes => Ok(bytes),
+    }
+}
+
 /// A container.
 #[derive(Debug, Default, ClapArgs)]
 pub struct Making {
@@ -81,7 +91,7 @@ pub struct Making {
     #[arg(short = 'v', long = "volume", value_name = "HOST:CONTAINER[:ro|rw]", value_parser = volume)]
     volumes: Vec<BindMount>,
     /// Most memory, swap included: 500000000, 512M (2^20), 512MB (10^6)
-    #[arg(short = 'm', long, value_name = "BYTES", value_parser = size)]
+    #[arg(short = 'm', long, value_name = "BYTES", value_parser = memory)]
     memory: Option<u64>,
     /// Share of the processors when they are busy, relative to others'; 1024 is usual
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=262_144))]
@@ -99,7 +109,7 @@ pub struct Making {
     #[arg(long, value_name = "FILE_OR_URL:DIR", value_parser = app)]
     app: Option<(String, String)>,
     /// The sha256 of that tar as it is stored; without it a URL's server is asked by each create whether it has changed
-    #[arg(long, value_name = "HEX", requires = "app")]
+    #[arg(long, value_name = "HEX", requires = "app", value_parser = hex_digest)]
     app_digest: Option<String>,
     /// Note something on the container; `ps --filter` finds it
     #[arg(long = "property", value_name = "KEY=VALUE", alias = "label", value_parser = pair)]
@@ -349,6 +359,24 @@ mod tests {
         }
         let here = std::env::current_dir().unwrap().join("a.tar");
         assert_eq!(uri("./a.tar").unwrap(), here.to_str().unwrap());
+    }
+
+    #[test]
+    fn what_would_do_is_said() {
+        for text in ["0", "1", "4K", "511K"] {
+            assert_eq!(memory(text), Err(format!("{text} is too small; try 4M")));
+        }
+        assert_eq!(memory("512K"), Ok(512 << 10));
+        let digest = "0f".repeat(32);
+        assert_eq!(hex_digest(&digest), Ok(digest.clone()));
+        for (text, why) in [
+            ("abc", "expected 64 hex digits, got 3"),
+            ("", "expected 64 hex digits, got 0"),
+            (&format!("sha256:{digest}"), "expected 64 hex digits, got 68 and 3 other characters"),
+            (&digest.to_uppercase(), "expected lower-case hex digits"),
+        ] {
+            assert_eq!(hex_digest(text), Err(why.to_owned()), "{text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod convert;
 mod flags;
 mod table;
 
-use crate::{print, reset, serve};
+use crate::{context, print, reset, serve};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::FromArgMatches as _;
 use convert::{Converted, Host, Note};
@@ -34,8 +34,8 @@ Usage: gdn [--config FILE] server [FLAG...]   Serve the Garden API
 The flags are Guardian's; FILE is its INI file. Flags that have a meaning here
 become settings of `wardian serve`, those that have none are told in the log,
 and those that must not be ignored are refused. Settings that Guardian does not
-have come from the environment: WARDIAN_ROOT, WARDIAN_RUN, WARDIAN_SOCKET_MODE
-and the others of `wardian serve --help`.
+have come from the environment (WARDIAN_ROOT, WARDIAN_RUN, WARDIAN_SOCKET_MODE
+and the others of `wardian serve --help`), or from /etc/wardian/wardian.toml.
 
   --print-config  With `server`: print the settings as a file for
                   `wardian serve --config`, and do nothing else
@@ -50,7 +50,7 @@ pub fn is_meant(name: Option<&OsString>) -> bool {
 }
 
 /// Runs the command line `args`, which is without the program's name. `wardian` is the parser of wardian's own.
-pub fn run(args: impl Iterator<Item = OsString>, wardian: clap::Command) -> Result<ExitCode> {
+pub fn run(args: impl Iterator<Item = OsString>, wardian: &clap::Command) -> Result<ExitCode> {
     let args: Result<Vec<String>, _> = args.map(OsString::into_string).collect();
     let args = args.map_err(|arg| anyhow!("gdn: {} is not UTF-8", arg.display()))?;
     let line = flags::parse(&args).map_err(|wrong| anyhow!("gdn: {wrong}"))?;
@@ -86,29 +86,32 @@ pub fn run(args: impl Iterator<Item = OsString>, wardian: clap::Command) -> Resu
         bail!("{}", refusal(&converted.refused));
     }
     if command == "cleanup" {
-        return cleanup(&converted, &wardian);
+        return cleanup(&converted, wardian);
     }
     let words = ["wardian", "serve"].map(str::to_owned).into_iter().chain(converted.words());
     let words: Vec<OsString> = words.map(OsString::from).collect();
-    let settings = serve::Args::from_arg_matches(&parsed(&wardian, "serve", &words)?)?;
+    let settings = serve::Args::from_arg_matches(&parsed(wardian, "serve", &words)?)?;
     if line.print {
         settings.check()?;
         print::text(&file(&converted))?;
         return Ok(ExitCode::SUCCESS);
     }
-    serve::run(settings, wardian, words, || {
+    serve::run(settings, || {
         for Note { flag, why } in &converted.ignored {
             tracing::info!(flag, why, "gdn.flag-ignored");
         }
     })
 }
 
-/// Parses a command line of wardian's own, with one command.
+/// Parses a command line of wardian's own, with one command. The settings file ranks below it, as for every command.
 fn parsed(wardian: &clap::Command, command: &str, words: &[OsString]) -> Result<clap::ArgMatches> {
-    let matches = wardian.clone().try_get_matches_from(words).map_err(|said| {
-        let text = said.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        anyhow!("gdn: {}", first.trim_start_matches("error: "))
+    let matches = context::parse(wardian, words).map_err(|error| match error.downcast::<clap::Error>() {
+        Ok(said) => {
+            let text = said.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            anyhow!("gdn: {}", first.trim_start_matches("error: "))
+        }
+        Err(error) => error.context("gdn"),
     })?;
     matches.subcommand_matches(command).cloned().context("no such command")
 }

@@ -51,6 +51,9 @@ pub struct Args {
     /// Change a setting of the kernel for the time of the experiment: vm.dirty_...=N; may be given more than once
     #[arg(long, value_name = "NAME=N")]
     sysctl: Vec<Setting>,
+    /// Also who wrote and who waited, the kernel's stacks and settings
+    #[arg(long)]
+    verbose: bool,
     /// Write the figures there
     #[arg(long, value_name = "FILE", value_parser = super::file())]
     json: Option<PathBuf>,
@@ -86,6 +89,7 @@ enum AgainArg {
 impl Args {
     /// Do it and print what it found.
     pub fn run(self, runtime: &tokio::runtime::Runtime) -> Result<()> {
+        let verbose = self.verbose;
         let options = Options {
             mounts: self.mounts,
             mb: self.mb,
@@ -114,7 +118,7 @@ impl Args {
             sysctl: self.sysctl,
         };
         let report = runtime.block_on(run(options, self.json.as_deref(), self.yes))?;
-        crate::print::text(&format!("\n{}", report.text()))?;
+        crate::print::text(&format!("\n{}", crate::print::wrapped(&report.text(verbose))))?;
         Ok(())
     }
 }

@@ -8,7 +8,6 @@ pub use settings::Args;
 use crate::store::registries;
 use crate::{log, systemd};
 use anyhow::{Context, Result, ensure};
-use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,17 +37,10 @@ const FAILPOINTS: &[&[&str]] = &[
     wardian_store::FAILPOINTS,
 ];
 
-/// Serves until SIGTERM or SIGINT. `wardian` is the parser of the whole command line `words`, to which a settings file
-/// is added; `begin` is called once there is a log.
-pub fn run(
-    args: Args,
-    wardian: clap::Command,
-    words: Vec<OsString>,
-    begin: impl FnOnce(),
-) -> Result<ExitCode> {
+/// Serves until SIGTERM or SIGINT; `begin` is called once there is a log.
+pub fn run(settings: Args, begin: impl FnOnce()) -> Result<ExitCode> {
     // Records contain environments, so files made without an explicit mode are for root only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let settings = args.with_file(wardian, words)?;
     settings.check()?;
     ensure!(
         rustix::process::geteuid().is_root(),

@@ -1,19 +1,16 @@
 //! The settings of `wardian serve`. Each is defined once, as a flag: the parser reads it from the command line, from the
-//! environment, and from a file whose keys are named as the flags are.
+//! environment, and from a file whose keys are named as the flags are ([`crate::context`]).
 
 use crate::log;
 use crate::store::{ROOT, RUN};
-use anyhow::{Context as _, Result, ensure};
-use clap::{Args as ClapArgs, Command, FromArgMatches as _};
-use std::ffi::OsString;
+use anyhow::{Result, ensure};
+use clap::Args as ClapArgs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing_subscriber::filter::Targets;
 use wardian_engine::IdRanges;
 use wardian_store::{DiskDriver, Fetching, Host, Limits, Pull};
 
-/// The maximum size of a settings file in bytes.
-const MOST_SETTINGS: u64 = 1 << 20;
 /// The default limit of connections. A process with an attached client takes three.
 const CONNECTIONS: usize = 8192;
 /// The memory of a connection while its request arrives, in bytes. All connections together may take an eighth of the
@@ -164,52 +161,12 @@ pub struct Args {
     /// How the log on standard error looks
     #[arg(long, value_name = "FORMAT", env = "WARDIAN_LOG_FORMAT", value_enum, default_value = "auto")]
     pub log_format: log::Format,
-    /// A TOML file with these settings, named as the flags are
-    #[arg(long, value_name = "FILE", env = "WARDIAN_CONFIG")]
-    pub config: Option<PathBuf>,
     // Last: its heading would also be that of flags after it.
     #[command(flatten)]
     pub network: super::network::Args,
 }
 
 impl Args {
-    /// Returns the settings of `args`, the whole command line, with those of its settings file, which rank below the
-    /// environment.
-    ///
-    /// # Errors
-    /// The file is writable by others, a key is no flag, or a value is refused by its flag.
-    pub fn with_file(self, wardian: Command, args: impl IntoIterator<Item = OsString>) -> Result<Self> {
-        let Some(path) = &self.config else { return Ok(self) };
-        // The settings name, among others, the keeper that root runs, so no other user may be able to write the file.
-        let text = wardian_sys::directory::read(path, MOST_SETTINGS)
-            .with_context(|| format!("read the settings in {}", path.display()))?;
-        Self::below(&text, wardian, args).with_context(|| format!("settings in {}", path.display()))
-    }
-
-    fn below(text: &[u8], wardian: Command, args: impl IntoIterator<Item = OsString>) -> Result<Self> {
-        let table: toml::Table = toml::from_str(std::str::from_utf8(text)?)?;
-        let mut serve = wardian.find_subcommand("serve").context("no such command")?.clone();
-        for (key, value) in table {
-            let known = |arg: &&clap::Arg| arg.get_long() == Some(&key) && key != "config";
-            let arg = serve.get_arguments().find(known).with_context(|| format!("unknown key {key}"))?;
-            let is_list = matches!(arg.get_action(), clap::ArgAction::Append);
-            let (id, values) = (arg.get_id().clone(), words(value, is_list).with_context(|| key)?);
-            serve = serve.mut_arg(id, |arg| arg.default_values(values));
-        }
-        let wardian = wardian.mut_subcommand("serve", |_| serve);
-        // The command line has been parsed before, so an error now comes from the file.
-        let refused = |said: clap::Error| {
-            let text = said.to_string();
-            anyhow::anyhow!(
-                "{}",
-                text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-            )
-        };
-        let matches = wardian.try_get_matches_from(args).map_err(refused)?;
-        let matches = matches.subcommand_matches("serve").context("no such command")?;
-        Ok(Self::from_arg_matches(matches)?)
-    }
-
     /// Checks the flags against each other.
     ///
     /// # Errors
@@ -287,22 +244,6 @@ pub struct TlsFiles<'a> {
     pub client_authorities: &'a Path,
 }
 
-/// Converts a value of the file to words of a command line.
-fn words(value: toml::Value, is_list: bool) -> Result<Vec<String>> {
-    use toml::Value;
-    let word = |value| match value {
-        Value::String(text) => Ok(text),
-        Value::Integer(number) => Ok(number.to_string()),
-        Value::Float(number) => Ok(number.to_string()),
-        Value::Boolean(truth) => Ok(truth.to_string()),
-        _ => anyhow::bail!("it must be a text, a number, true or false"),
-    };
-    match value {
-        Value::Array(values) if is_list => values.into_iter().map(word).collect(),
-        value => Ok(vec![word(value)?]),
-    }
-}
-
 fn octal(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     match u32::from_str_radix(digits, 8) {
@@ -354,21 +295,14 @@ pub(super) fn patience(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    enum Wardian {
-        Serve(Args),
-    }
-
-    fn command() -> Command {
-        <Wardian as clap::CommandFactory>::command()
-    }
+    use clap::FromArgMatches as _;
+    use std::ffi::OsString;
 
     /// Returns the settings of a file and of arguments.
     fn settings(file: &str, args: &[&str]) -> Result<Args> {
-        let args = ["wardian", "serve"].iter().chain(args).map(OsString::from);
-        let settings = Args::below(file.as_bytes(), command(), args)?;
+        let args: Vec<_> = ["wardian", "serve"].iter().chain(args).map(OsString::from).collect();
+        let matches = crate::context::tests::parse(file, &args)?;
+        let settings = Args::from_arg_matches(matches.subcommand_matches("serve").unwrap())?;
         settings.check()?;
         Ok(settings)
     }
@@ -400,15 +334,6 @@ mod tests {
         let both = settings(text, &flags).unwrap();
         assert_eq!((both.listen.as_slice(), both.insecure_listen), (&["unix:/x".to_owned()][..], false));
         assert_eq!((both.root.as_path(), both.run.as_path()), (Path::new("/c"), Path::new("/b")));
-    }
-
-    #[test]
-    fn the_environment_beats_the_file() {
-        // PATH is set everywhere; clap takes the flag's value from it.
-        let path = std::env::var("PATH").unwrap();
-        let command = command().mut_subcommand("serve", |serve| serve.mut_arg("root", |arg| arg.env("PATH")));
-        let args = ["wardian", "serve"].map(OsString::from);
-        assert_eq!(Args::below(b"root = \"/a\"", command, args).unwrap().root, Path::new(&path));
     }
 
     #[test]

@@ -460,13 +460,15 @@ fn an_app_makes_an_ordinary_image() {
         (vec!["bb", "/no-such", "--path", "/a", "-t", "x"], "/no-such"),
         (vec!["bb", &app, "--path", "a", "-t", "x"], "app_path: it must be absolute"),
         (vec!["bb", &app, "--path", "/a", "-t", "../x"], "is no name for an image"),
-        (vec!["bb", &app, "--path", "/a", "-t", "x", "--digest", "00"], "app_digest: expected"),
         (vec!["bb", &app, "--path", "/a", "-t", "x", "--digest", &wrong], "app_digest: "),
         (vec!["bb?app=/x&app_path=/x", &app, "--path", "/a", "-t", "x"], "an app on this image already"),
     ] {
         let text = add(&args);
         assert!(text.contains(why), "{args:?}: {text}");
     }
+    let short =
+        place.refuse(&["image", "add-layer", "bb", &app, "--path", "/a", "-t", "x", "--digest", "00"]);
+    assert!(short.contains("'--digest <HEX>': expected 64 hex digits, got 2"), "{short}");
     assert_eq!(place.images(), ["back", "bb", "myapp:1"]);
     alone.finish();
 }
@@ -521,7 +523,7 @@ async fn run_puts_an_app_on_an_image() {
         }
         for (args, why) in [
             (vec!["--app", "none.tgz:/srv"], "none.tgz"),
-            (vec!["--app", &url, "--app-digest", "0"], "app_digest: expected 64"),
+            (vec!["--app", &url, "--app-digest", "0"], "expected 64 hex digits, got 1"),
         ] {
             let said = run(&args);
             assert!(said.code != Some(0) && said.err.contains(why), "{args:?}: {said:?}");

@@ -54,6 +54,8 @@ async fn output_that_cannot_be_written_is_a_failure_of_every_command() {
         (1, &["stats", "--no-stream"]),
         (1, &["stats", "--json"]),
         (125, &["cp", "h:/bin", "-"]),
+        (1, &["info"]),
+        (1, &["version", "--json"]),
         (1, &["why", "h"]),
         (1, &["why", "--json", "h"]),
         (1, &["stop", "--kill", "s"]),

@@ -196,7 +196,8 @@ impl Server {
         command.arg("serve").arg("--root").arg(self.root()).arg("--run").arg(self.run());
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
         command.arg("--default-rootfs").arg(self.image());
-        command.envs(REGISTRIES);
+        // The settings of this host are not those of a test.
+        command.envs(REGISTRIES).env("WARDIAN_CONFIG", "");
         command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command
