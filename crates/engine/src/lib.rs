@@ -31,6 +31,7 @@ mod inspect;
 mod instance;
 mod keeper;
 mod metrics;
+mod mounts;
 mod network;
 mod pea;
 mod process;
@@ -46,6 +47,7 @@ mod start;
 mod stop;
 mod sweeper;
 mod transfer;
+mod volumes;
 
 pub use admission::bounds::shown;
 pub use container::{Condition, Seen};
@@ -61,17 +63,14 @@ pub use process::about::{About, Ending};
 pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note};
 pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
-<<<<<<< HEAD
-pub use ready::ids::IdRanges;
-=======
-pub use container::{Condition, Seen};
-pub use seen::{Mounted, Overview};
 pub use ready::ids::{IdRanges, highest as highest_id};
->>>>>>> cell
 pub use reset::{Cleared, Removed, clear, reset};
 pub use seen::{Mounted, Overview};
-pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
+pub use spec::{
+    BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Tmpfs, VolumeMount, Window,
+};
 pub use transfer::Transfer;
+pub use volumes::Used as UsedVolume;
 pub use wardian_network::egress::networks;
 pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, Rule, Transport, Wanted};
 /// The failpoints of the keeper.

@@ -29,7 +29,7 @@ const SAME: [(&str, &[&str]); 12] = [
 ];
 
 /// Words that have no counterpart, and what is here instead.
-const ANSWERS: [(&str, &str); 32] = [
+const ANSWERS: [(&str, &str); 31] = [
     (
         "build",
         "wardian builds no images: build them with docker, podman or buildah, and bring them in by `wardian image pull NAME` or \
@@ -89,7 +89,6 @@ const ANSWERS: [(&str, &str); 32] = [
     ),
     ("unpause", "no container can be paused, see `wardian pause`"),
     ("update", "`wardian limit HANDLE` changes the disk limit; other limits are those of the create"),
-    ("volume", "a volume is a directory of the host: `wardian run -v /DIR:/DIR`"),
 ];
 
 /// Returns what is meant by a command line, which begins with the program.
