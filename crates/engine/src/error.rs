@@ -230,7 +230,9 @@ impl Error {
             | Self::Invalid(_)
             | Self::Launch(_)
             | Self::Starved { .. }
-            | Self::BindMount { .. } => true,
+            | Self::Mount { .. }
+            | Self::UnknownVolume(_)
+            | Self::VolumeInUse { .. } => true,
             // A create of which the keeper cannot say whether the image or the kernel is at fault.
             Self::Keeper { asked: "create", .. } => false,
             Self::Keeper { source, .. } => {
