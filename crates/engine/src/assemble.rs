@@ -1,23 +1,26 @@
 //! A root file system with its bundle and bind mounts: what a container and a pea are launched from.
 
 use crate::error::Whose;
+use crate::mounts::{Misplaced, Mount, Of};
 use crate::spec::{BindMount, Limits};
 use crate::{Error, Result, Shared};
-use rustix::fs::FileType;
-use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use wardian_runtime::bundle::{self, Settings};
+use wardian_runtime::bundle::{self, Extra, Settings};
 use wardian_runtime::cgroup;
-use wardian_runtime::cgroup::devices::{Devices, Type};
 use wardian_runtime::wire::{Boxed, Placement};
 use wardian_store::RootfsSpec;
-use wardian_sys::{memfd, mount};
+use wardian_sys::memfd;
+use wardian_sys::namespace::IdMap;
 
 /// What the keeper gets besides the pair of namespaces.
 pub struct Parts {
     pub boxed: Boxed<OwnedFd>,
     pub place: Placement<OwnedFd>,
+    /// What the client should know of its mounts.
+    pub advice: Vec<String>,
+    /// How failures of the mounts are told.
+    pub misplaced: Vec<Misplaced>,
 }
 
 impl From<Limits> for cgroup::Limits {
@@ -32,6 +35,7 @@ pub fn network_files(dir: &Path) -> [BindMount; 2] {
         source: dir.join(name),
         destination: Path::new("/etc").join(name),
         writable: true,
+        idmap: false,
     })
 }
 
@@ -42,7 +46,7 @@ pub fn shm_bytes(server: u64, memory: u64) -> u64 {
     if memory > 0 && server > 0 { (memory - memory / 16).max(4096) } else { server }
 }
 
-/// Prepares a root file system with its bundle and bind mounts, for a container or a pea. `files` are the
+/// Prepares a root file system with its bundle and mounts, for a container or a pea with these ids. `files` are the
 /// container's hosts and resolv.conf; with true their contents are handed over, otherwise the keeper has them
 /// already.
 #[allow(clippy::too_many_arguments)]
@@ -51,7 +55,7 @@ pub fn assemble(
     (rootfs_id, whose): (&str, Whose),
     spec: &RootfsSpec<'_>,
     mut settings: Settings,
-    binds: &[BindMount],
+    (mounts, maps): (&[Mount], &[IdMap]),
     (files, give): (&[BindMount], bool),
     v1_mounts: Vec<OwnedFd>,
     place: Placement<OwnedFd>,
@@ -59,18 +63,26 @@ pub fn assemble(
 ) -> Result<Parts> {
     let step = Error::system("bundle");
     let text = |p: &Path| p.to_string_lossy().into_owned();
-    let binds = &from_above(binds);
-    let mut clones = Vec::new();
-    for bind in binds {
-        clones.push((text(&bind.destination), clone_bind(bind, settings.privileged.into())?));
+    let (mut clones, mut advice, mut misplaced) = (Vec::new(), Vec::new(), Vec::new());
+    let of = Of { owner: spec.owner.as_ref(), maps, memory: settings.memory_bytes };
+    for mount in mounts {
+        let opened = mount.open(shared, of)?;
+        if let (Extra::Bind { destination, .. }, Some(clone)) = (&opened.extra, opened.mount) {
+            clones.push((destination.clone(), clone));
+        }
+        settings.extra.push(opened.extra);
+        advice.extend(opened.advice);
+        misplaced.push(opened.misplaced);
     }
     let mut contents = Vec::new();
     for file in files.iter().filter(|_| give) {
         contents.push((text(&file.destination), std::fs::File::open(&file.source).map_err(step)?.into()));
     }
-    for bind in binds.iter().chain(files) {
-        settings.binds.push((text(&bind.source), text(&bind.destination), bind.writable));
-    }
+    settings.extra.extend(files.iter().map(|file| Extra::Bind {
+        source: text(&file.source),
+        destination: text(&file.destination),
+        writable: file.writable,
+    }));
     let rootfs = shared.store.create_rootfs(rootfs_id, spec);
     let rootfs = rootfs.map_err(Error::writable("root file system", whose))?;
     settings.rootfs = rootfs.dir.to_string_lossy().into_owned();
@@ -85,89 +97,12 @@ pub fn assemble(
         v1_hierarchies: shared.cgroups.v1_names(),
         v1_mounts,
     };
-    Ok(Parts { boxed, place })
-}
-
-/// Returns the bind mounts in the order in which they are mounted: a mount above another one comes before it,
-/// since it would hide the other. All others stay in the client's order, also those on the same destination,
-/// of which the last one is visible.
-fn from_above(binds: &[BindMount]) -> Vec<BindMount> {
-    let mut ordered: Vec<BindMount> = Vec::with_capacity(binds.len());
-    for bind in binds {
-        let is_below = |other: &BindMount| {
-            other.destination != bind.destination && other.destination.starts_with(&bind.destination)
-        };
-        let place = ordered.iter().position(is_below).unwrap_or(ordered.len());
-        ordered.insert(place, bind.clone());
-    }
-    ordered
-}
-
-/// Clones the mount of a bind source. Device nodes below a directory have no effect (`nodev`). A device node
-/// that is itself the source works, if the container may open the device; the device rules of its cgroup
-/// apply as to any other node.
-fn clone_bind(bind: &BindMount, devices: Devices) -> Result<OwnedFd> {
-    let name = bind.source.display().to_string();
-    let fail = |e: mount::Error| Error::BindMount { path: name.clone(), source: e.into() };
-    if !bind.source.is_absolute() || !bind.destination.is_absolute() {
-        return Err(Error::Invalid(format!("bind mount {name}: both paths must be absolute")));
-    }
-    let clone = match mount::open_tree_clone(rustix::fs::CWD, &name, false) {
-        Err(error) if error.errno() == Errno::NOENT => {
-            return Err(Error::Invalid(format!("bind mount: {name}: the source does not exist")));
-        }
-        clone => clone.map_err(fail)?,
-    };
-    // Without it a mount that a privileged container makes below would appear on the host, and the host's in it.
-    mount::set_private(&clone).map_err(fail)?;
-    if !bind.writable {
-        mount::set_readonly(&clone, false).map_err(fail)?;
-    }
-    let stat =
-        rustix::fs::fstat(&clone).map_err(|e| Error::BindMount { path: name.clone(), source: e.into() })?;
-    let node = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => {
-            mount::set_nodev(&clone).map_err(fail)?;
-            None
-        }
-        FileType::CharacterDevice => Some(("character", Type::Char)),
-        FileType::BlockDevice => Some(("block", Type::Block)),
-        _ => None,
-    };
-    if let Some((word, kind)) = node {
-        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        if !devices.may_open(kind, major, minor) {
-            let message = format!(
-                "bind mount {name}: the container may not open the {word} device {major}:{minor} that it is"
-            );
-            return Err(Error::Invalid(message));
-        }
-    }
-    Ok(clone)
+    Ok(Parts { boxed, place, advice, misplaced })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{from_above, shm_bytes};
-    use crate::spec::BindMount;
-
-    #[test]
-    fn what_is_above_is_mounted_before() {
-        let order = |destinations: &[&str]| -> Vec<String> {
-            let bind = |(n, destination): (usize, &&str)| BindMount {
-                source: format!("{n}").into(),
-                destination: destination.into(),
-                writable: false,
-            };
-            let binds: Vec<_> = destinations.iter().enumerate().map(bind).collect();
-            from_above(&binds).iter().map(|bind| bind.source.display().to_string()).collect()
-        };
-        assert_eq!(order(&["/x/y", "/x"]), ["1", "0"]);
-        assert_eq!(order(&["/x/y/z", "/a", "/x/y/", "/b", "//x"]), ["4", "2", "0", "1", "3"]);
-        // Unrelated destinations stay in their order, and so do equal ones.
-        assert_eq!(order(&["/b/c", "/a", "/bc", "/b/c", "/b/cd"]), ["0", "1", "2", "3", "4"]);
-        assert_eq!(order(&["/x", "/x/y", "/x"]), ["0", "2", "1"]);
-    }
+    use super::shm_bytes;
 
     #[test]
     fn shared_memory_is_bounded_by_the_limit_or_by_the_server() {

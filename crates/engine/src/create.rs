@@ -15,7 +15,7 @@ use crate::keeper::{Event, Keeper};
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
 use crate::spec::{ContainerSpec, Defaults};
-use crate::{Engine, Error, Result, Shared, grace};
+use crate::{Engine, Error, Result, Shared, grace, mounts};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -28,12 +28,12 @@ use wardian_store::{DiskLimit, Image};
 use wardian_sys::failpoint;
 
 impl Engine {
-    /// Creates a container. Returns its handle, and a warning about its image for the client.
+    /// Creates a container. Returns its handle, and warnings for the client.
     ///
     /// # Errors
     /// The handle is invalid or taken, the image cannot be found, or the kernel refuses something. Nothing is
     /// left behind.
-    pub async fn create(&self, mut spec: ContainerSpec) -> Result<(String, Option<String>)> {
+    pub async fn create(&self, mut spec: ContainerSpec) -> Result<(String, Vec<String>)> {
         if spec.handle.is_empty() {
             spec.handle = uuid::Uuid::new_v4().to_string();
         }
@@ -72,6 +72,7 @@ impl Engine {
             .into_iter()
             .chain(image.config.warning())
             .reduce(|a, b| a + "\n" + &b);
+        let mut warnings: Vec<String> = warning.into_iter().collect();
         if self.prepare_limit(&image, spec.limits.disk).await? {
             timeline.ended("disk-limit");
         }
@@ -107,7 +108,7 @@ impl Engine {
             let result = engine.make(&container, waiting, spec, image, &timeline).await;
             let (handle, id) = (container.handle.clone(), container.id.clone());
             match &result {
-                Ok(()) => {
+                Ok(_) => {
                     engine.strap(&container);
                     tracing::info!(handle, id, ms = timeline.ms(), "create.done");
                     engine.shared.history.add(timeline.operation(Kind::Create, &handle, &id, None));
@@ -123,7 +124,10 @@ impl Engine {
             }
             drop(slow);
             failpoint::reach(Point::CreateReplying);
-            result.map(|()| (handle, warning))
+            result.map(|advice| {
+                warnings.extend(advice);
+                (handle, warnings)
+            })
         };
         let made = tokio::spawn(made.in_current_span());
         made.await.map_err(Error::task("create"))?
@@ -153,6 +157,7 @@ impl Engine {
             command: config.command.clone(),
             user: config.user.clone(),
             working_dir: config.working_dir.clone(),
+            volumes: config.volumes.clone(),
         };
         bounds::defaults(&defaults)?;
         let record = Record {
@@ -173,6 +178,7 @@ impl Engine {
             out_of_memory: false,
             owner: 0,
             range: None,
+            volumes: spec.volumes.iter().map(|volume| volume.name.clone()).collect(),
             network: None,
         };
         let bytes = record.beyond();
@@ -204,7 +210,7 @@ impl Engine {
         spec: ContainerSpec,
         image: Image,
         timeline: &Timeline,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let shared = self.shared.clone();
         let (theirs, phases) = (container.clone(), timeline.clone());
         let span = tracing::Span::current();
@@ -227,7 +233,11 @@ impl Engine {
         let answer = keeper.create(create).await;
         timeline.ended("launch");
         let limits = container.record().limits;
-        let init = answer.map_err(|e| Error::keeper("create")(e).under(&limits))?;
+        let init = answer.map_err(|error| {
+            let said = error.to_string();
+            let misplaced = parts.misplaced.iter().find_map(|mount| mount.explain(&said));
+            misplaced.unwrap_or_else(|| Error::keeper("create")(error).under(&limits))
+        })?;
         failpoint::reach(Point::CreateAnswered);
         container.launched(init);
         self.watch(container, events);
@@ -244,7 +254,7 @@ impl Engine {
             |record| self.shared.records.save(record),
         )?;
         failpoint::reach(Point::CreateCommitted);
-        Ok(())
+        Ok(parts.advice)
     }
 
     /// See [`Shared::network_launched`].
@@ -374,6 +384,7 @@ fn prepare(
         memory_bytes: spec.limits.memory_bytes,
         cpu_shares: spec.limits.cpu_shares,
         pids: spec.limits.pids,
+        directories: image.config.volumes.clone(),
         cgroups_path: format!("/{}/{id}", shared.cgroups.top()),
         ..shared.settings(range)
     };
@@ -387,7 +398,7 @@ fn prepare(
     shared.cgroups.limit(id, spec.limits.into()).map_err(cgroup)?;
     let entry = shared.cgroups.enter_v2(id).map_err(cgroup)?;
     // A privileged container mounts its cgroups itself if it wants them.
-    let mounts = if spec.privileged { Vec::new() } else { shared.cgroups.v1_mounts(id) };
+    let v1_mounts = if spec.privileged { Vec::new() } else { shared.cgroups.v1_mounts(id) };
     failpoint::reach(Point::CreateCgroup);
     timeline.ended("cgroup");
     let owner = pair.user.as_ref().map(|user| shared.root_of(range, user));
@@ -395,7 +406,8 @@ fn prepare(
     let config = dir.join(CONFIG);
     let rootfs = wardian_store::RootfsSpec { image, owner, limit: spec.limits.disk };
     let root = (id.as_str(), Whose::Container(container.handle.clone()));
-    let parts = assemble(shared, root, &rootfs, settings, &spec.bind_mounts, files, mounts, entry, &config)?;
+    let mounts = (&*mounts::of_container(spec), &*shared.ids.maps(range));
+    let parts = assemble(shared, root, &rootfs, settings, mounts, files, v1_mounts, entry, &config)?;
     failpoint::reach(Point::CreateRootfs);
     timeline.ended("root-file-system");
     Ok((pair, waiting.connection, parts))

@@ -97,13 +97,24 @@ pub enum Error {
     /// A container's network cannot be made or changed.
     #[error(transparent)]
     Network(#[from] wardian_network::Error),
-    /// A bind mount cannot be made.
-    #[error("bind mount: {path}: {}", chain(&**source))]
-    BindMount {
-        /// The source path on the host.
-        path: String,
+    /// Something cannot be mounted in a container.
+    #[error("{given}: {}", chain(&**source))]
+    Mount {
+        /// How the client has asked for it.
+        given: String,
         /// The cause.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<crate::mounts::Error>,
+    },
+    /// There is no such volume.
+    #[error("there is no volume {0:?}; `wardian volume ls` lists them")]
+    UnknownVolume(String),
+    /// Containers use the volume.
+    #[error("the volume {name} is in use by {by}: destroy what uses it first (`wardian rm`)")]
+    VolumeInUse {
+        /// The volume's name.
+        name: String,
+        /// Handles of the containers.
+        by: String,
     },
     /// A system call failed, or a file of this server's own cannot be read or written.
     #[error("{step}: {source}")]
@@ -219,7 +230,9 @@ impl Error {
             | Self::Invalid(_)
             | Self::Launch(_)
             | Self::Starved { .. }
-            | Self::BindMount { .. } => true,
+            | Self::Mount { .. }
+            | Self::UnknownVolume(_)
+            | Self::VolumeInUse { .. } => true,
             // A create of which the keeper cannot say whether the image or the kernel is at fault.
             Self::Keeper { asked: "create", .. } => false,
             Self::Keeper { source, .. } => {

@@ -31,6 +31,7 @@ mod inspect;
 mod instance;
 mod keeper;
 mod metrics;
+mod mounts;
 mod network;
 mod overall;
 mod pea;
@@ -47,6 +48,7 @@ mod start;
 mod stop;
 mod sweeper;
 mod transfer;
+mod volumes;
 
 pub use admission::bounds::shown;
 pub use container::{Condition, Seen};
@@ -66,8 +68,11 @@ pub use process::{Input, Process};
 pub use ready::ids::{IdRanges, highest as highest_id};
 pub use reset::{Cleared, Removed, clear, reset};
 pub use seen::{Mounted, Overview};
-pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
+pub use spec::{
+    BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Tmpfs, VolumeMount, Window,
+};
 pub use transfer::Transfer;
+pub use volumes::Used as UsedVolume;
 pub use wardian_network::egress::networks;
 pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, Rule, Transport, Wanted};
 /// The failpoints of the keeper.

@@ -11,7 +11,7 @@ use crate::keeper::Keeper;
 use crate::process::Process;
 use crate::run::{connect, payload};
 use crate::spec::{BindMount, ProcessSpec};
-use crate::{Engine, Error, Result, Shared};
+use crate::{Engine, Error, Result, Shared, mounts};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use wardian_runtime::bundle::Settings;
@@ -184,11 +184,12 @@ fn prepare_pea(
     let config = dir.join("peas").join(format!("{pea}.json"));
     // A pea is in its container's cgroup namespace, and is shown that cgroup, not its own.
     let shown = !record.privileged && keeper.has(Feature::Mounts);
-    let mounts = if shown { shared.cgroups.v1_mounts(&container.id) } else { Vec::new() };
+    let v1_mounts = if shown { shared.cgroups.v1_mounts(&container.id) } else { Vec::new() };
     let files = (files, false);
     let rootfs = wardian_store::RootfsSpec { image, owner, limit: spec.limits.unwrap_or_default().disk };
     let root = (pea, Whose::Pea(container.handle.clone()));
-    let parts = assemble(shared, root, &rootfs, settings, &binds, files, mounts, entry, &config)?;
+    let binds = (&*mounts::of_pea(&binds), &*maps);
+    let parts = assemble(shared, root, &rootfs, settings, binds, files, v1_mounts, entry, &config)?;
     failpoint::reach(Point::PeaRootfs);
     Ok((payload(&exec)?, parts))
 }

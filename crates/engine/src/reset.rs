@@ -4,6 +4,7 @@ use crate::instance;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wardian_network::{Network, outside};
+use wardian_store::erase::Parts;
 use wardian_store::whose;
 use wardian_sys::directory::{self, Directory};
 use wardian_sys::procfs::{self, MountInfo};
@@ -112,18 +113,22 @@ pub struct Removed {
     pub run: bool,
     /// Whether there was a store, and it went with its images and layers.
     pub images: bool,
+    /// Named volumes that were removed.
+    pub volumes: usize,
+    /// Named volumes that stay.
+    pub kept_volumes: usize,
 }
 
-/// Removes what the instance of this run directory has made; with `images` also the images and layers. `tell`
-/// is told what this waits for.
+/// Removes what the instance of this run directory has made, and of the store these parts. `tell` is told what this waits
+/// for.
 ///
 /// # Errors
 /// The directories are not a store and a run directory, other users could change them, a server uses them, or
 /// there is a mount in them that is not wardian's: then nothing was touched. Or a process does not die, or
 /// something cannot be removed: then a part was removed, and the reset can be tried again.
-pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Result<Removed> {
+pub fn reset(root: &Path, run: &Path, parts: Parts, tell: &dyn Fn(&str)) -> Result<Removed> {
     // Taking a lock would create a missing run directory.
-    let mut removed = Removed { images: whose::store(root)? && images, ..Removed::default() };
+    let mut removed = Removed { images: whose::store(root)? && parts.images, ..Removed::default() };
     whose::run(run)?;
     let stored = open(root)?;
     let dir = open(run)?;
@@ -147,9 +152,7 @@ pub fn reset(root: &Path, run: &Path, images: bool, tell: &dyn Fn(&str)) -> Resu
     // This creates a missing run directory, which is removed with the rest.
     let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
     removed.trees = store.map_err(Error::Store)?.ok_or(Error::Trash)?;
-    if images {
-        wardian_store::erase::all(root)?;
-    }
+    (removed.volumes, removed.kept_volumes) = wardian_store::erase::parts(root, parts)?;
     remove_run(run)?;
     drop(lock);
     Ok(removed)

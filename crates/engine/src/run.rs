@@ -162,7 +162,7 @@ pub fn payload(exec: &Exec) -> Result<OwnedFd> {
 
 /// Adds to a spec what the container's image says.
 fn complete(spec: &mut ProcessSpec, record: &Record) -> Result<()> {
-    let Defaults { entrypoint, command, user, working_dir } = &record.defaults;
+    let Defaults { entrypoint, command, user, working_dir, volumes: _ } = &record.defaults;
     if spec.of_image == OfImage::Nothing {
         return Ok(());
     }

@@ -46,6 +46,8 @@ pub struct Shared {
     /// See [`Config::cpu_entitlement_per_share`].
     pub entitlement_per_share: f64,
     pub gate: Gate,
+    /// Held while a named volume is made, opened or removed.
+    pub volumes: Mutex<()>,
     /// Where creates wait for what the store makes for a new disk limit.
     pub limits_gate: Gate,
     pub images: image::Gates,

@@ -24,6 +24,12 @@ pub struct ContainerSpec {
     pub properties: BTreeMap<String, String>,
     /// Host directories or files shown inside.
     pub bind_mounts: Vec<BindMount>,
+    /// Named volumes shown inside.
+    pub volumes: Vec<VolumeMount>,
+    /// File systems in memory.
+    pub tmpfs: Vec<Tmpfs>,
+    /// The request comes of a command line: errors and warnings about mounts name its flags.
+    pub by_flags: bool,
     /// Resource limits; zero means none.
     pub limits: Limits,
     /// The container's network.
@@ -56,7 +62,7 @@ pub struct PullTerms {
 }
 
 /// A host path shown inside a container.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BindMount {
     /// Absolute path on the host.
     pub source: PathBuf,
@@ -64,6 +70,32 @@ pub struct BindMount {
     pub destination: PathBuf,
     /// Whether the container may write.
     pub writable: bool,
+    /// Whether files have the owners inside that they have on the host, root among them: an idmapped mount.
+    pub idmap: bool,
+}
+
+/// A named volume shown inside a container; it is made at its first use.
+#[derive(Debug, Clone, Default)]
+pub struct VolumeMount {
+    /// Its name.
+    pub name: String,
+    /// Absolute path in the container; made when missing.
+    pub destination: PathBuf,
+    /// Whether the container may write.
+    pub writable: bool,
+}
+
+/// A file system in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Tmpfs {
+    /// Absolute path in the container; made when missing.
+    pub destination: PathBuf,
+    /// The most bytes of its files; zero: 64 MiB, or half of the memory limit if that is less.
+    pub bytes: u64,
+    /// The permission bits of its root directory.
+    pub mode: u32,
+    /// Whether programs in it can be executed.
+    pub exec: bool,
 }
 
 /// A request for a process, or with `image` for a pea.
@@ -128,6 +160,8 @@ pub struct Defaults {
     pub user: String,
     /// Empty: the root directory.
     pub working_dir: String,
+    /// Directories that are meant for data. They are made in the root file system where they are missing.
+    pub volumes: Vec<String>,
 }
 
 /// Size of a terminal in characters; 0 is taken for the usual 80 or 24.

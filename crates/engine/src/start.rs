@@ -154,6 +154,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         cgroups,
         keepers,
         idmap,
+        volumes: Mutex::default(),
         ids,
         masks: wardian_runtime::bundle::host_masks(Path::new("/sys")),
         containers: Mutex::default(),

@@ -29,6 +29,8 @@ pub enum ErrorKind {
     ProcessNotFound,
     /// The program is not in the container.
     ExecutableNotFound,
+    /// No such volume; wardian's own.
+    VolumeNotFound,
     /// The request may succeed later.
     ServiceUnavailable,
     /// The request will not succeed later either.
@@ -38,10 +40,11 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    const NAMES: [(Self, &'static str); 6] = [
+    const NAMES: [(Self, &'static str); 7] = [
         (Self::ContainerNotFound, "ContainerNotFoundError"),
         (Self::ProcessNotFound, "ProcessNotFoundError"),
         (Self::ExecutableNotFound, "ExecutableNotFoundError"),
+        (Self::VolumeNotFound, "VolumeNotFoundError"),
         (Self::ServiceUnavailable, "ServiceUnavailableError"),
         (Self::Unrecoverable, "UnrecoverableError"),
         (Self::Other, ""),
@@ -55,7 +58,7 @@ impl ErrorKind {
     /// Returns the HTTP status for the kind.
     pub fn status(self) -> u16 {
         match self {
-            Self::ContainerNotFound | Self::ProcessNotFound => 404,
+            Self::ContainerNotFound | Self::ProcessNotFound | Self::VolumeNotFound => 404,
             _ => 500,
         }
     }

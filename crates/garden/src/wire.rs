@@ -84,6 +84,12 @@ ContainerSpec {
     #[serde(skip_serializing_if = "zero")] netout_rules: Vec<NetOutRule>,
     /// Port mappings.
     #[serde(skip_serializing_if = "zero")] netin: Vec<NetIn>,
+    /// Named volumes shown inside. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] volumes: Vec<VolumeMount>,
+    /// File systems in memory. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] tmpfs: Vec<Tmpfs>,
+    /// Errors and warnings about mounts name the flags of the command line. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] by_flags: bool,
 });
 
 wire!(/// An image and the credentials to fetch it.
@@ -169,6 +175,48 @@ BindMount {
     #[serde(skip_serializing_if = "zero")] mode: u8,
     /// 0: the source is on the host; 1: in the container.
     #[serde(skip_serializing_if = "zero")] origin: u8,
+    /// Files have the owners inside that they have on the host, root among them. Wardian's own; not for peas.
+    #[serde(skip_serializing_if = "zero")] idmap: bool,
+});
+
+wire!(/// A named volume shown inside; it is made at its first use. Wardian's own.
+VolumeMount {
+    /// Its name.
+    #[serde(skip_serializing_if = "zero")] name: String,
+    /// In the container.
+    #[serde(skip_serializing_if = "zero")] dst_path: String,
+    /// Whether the container may only read it.
+    #[serde(skip_serializing_if = "zero")] read_only: bool,
+});
+
+wire!(/// A file system in memory. Wardian's own.
+Tmpfs {
+    /// In the container.
+    #[serde(skip_serializing_if = "zero")] dst_path: String,
+    /// The most bytes of its files; 0: the server's default.
+    #[serde(skip_serializing_if = "zero")] size: u64,
+    /// The permission bits of its root directory; without it those of /tmp, 1777.
+    #[serde(skip_serializing_if = "zero")] mode: Option<u32>,
+    /// Whether programs in it can be executed.
+    #[serde(skip_serializing_if = "zero")] exec: bool,
+});
+
+wire!(/// A request for a named volume. Wardian's own.
+VolumeSpec {
+    /// Its name.
+    name: String,
+});
+
+wire!(/// A named volume. Wardian's own.
+Volume {
+    /// Its name.
+    name: String,
+    /// When it was made, in milliseconds since 1970; 0 if that is not known.
+    created_ms: u64,
+    /// Its directory on the host.
+    path: String,
+    /// The handles of the containers that use it.
+    used_by: Vec<String>,
 });
 
 wire!(/// A port mapping.

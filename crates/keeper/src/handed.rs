@@ -82,7 +82,7 @@ pub fn read_all(fd: &OwnedFd) -> Result<Vec<u8>, Fail> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wardian_runtime::bundle::Settings;
+    use wardian_runtime::bundle::{Extra, Settings};
 
     fn planned(settings: Settings) -> Plan {
         let mapping = vec![(0, 100_000, 65_536)];
@@ -110,8 +110,14 @@ mod tests {
 
     #[test]
     fn bind_mounts_must_be_those_of_the_bundle() {
-        let bind = |name: &str| ("/src".to_owned(), name.to_owned(), true);
-        let plan = planned(Settings { binds: vec![bind("/a"), bind("/b")], ..Settings::default() });
+        let bind = |name: &str| Extra::Bind {
+            source: "/src".to_owned(),
+            destination: name.to_owned(),
+            writable: true,
+        };
+        let between = Extra::Tmpfs { destination: "/t".to_owned(), bytes: 1, mode: 0o1777, exec: false };
+        let extra = vec![bind("/a"), between, bind("/b")];
+        let plan = planned(Settings { extra, ..Settings::default() });
         let given = |names: &[&str]| {
             let mount = |name: &&str| ((*name).to_owned(), std::fs::File::open("/").unwrap().into());
             agree(&plan, &names.iter().map(mount).collect::<Vec<_>>())

@@ -6,7 +6,7 @@ use crate::mount_points::{self, INSIDE, Places};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use wardian_runtime::bundle::{Mount, Plan};
+use wardian_runtime::bundle::{self, Mount, Plan};
 use wardian_sys::mount;
 
 /// The device file systems, made by the keeper as host root because an unprivileged container may not make nodes.
@@ -232,7 +232,14 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
     let mut binds = parts.binds.iter();
     let mut places = Places::default();
     places.own.push(mount_points::mount_id(&root).map_err(failed("look at the root file system"))?);
+    let mut directories = Some(&parts.plan.directories);
     for step in &parts.plan.mounts {
+        // Before the first mount of the request, which may show files of the host.
+        if is_requested(step)
+            && let Some(all) = directories.take()
+        {
+            make_directories(&root, all, &places)?;
+        }
         if step.kind == "bind" {
             // The bind mounts of the request come first, then the container's own files.
             let bind = match binds.next() {
@@ -260,11 +267,15 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
                 "tmpfs" if !mount_points::is_in_dev(&step.destination) => places.own.push(id),
                 _ => places.devices.push(id),
             }
-            attach_at(mount, &root, &step.destination, None)?;
+            // A tmpfs of the request follows links of the image, and goes nowhere else than a bind mount.
+            attach_at(mount, &root, &step.destination, is_requested(step).then_some(&places))?;
             if step.kind == "cgroup" {
                 places.kernels.extend(cgroup_v1(step, parts, &root)?);
             }
         }
+    }
+    if let Some(all) = directories {
+        make_directories(&root, all, &places)?;
     }
     for path in &parts.plan.masked {
         mask(&root, path, parts, &places.kernels)?;
@@ -280,6 +291,19 @@ pub fn enter(parts: &Parts<'_>) -> Outcome<()> {
         rustix::system::sethostname(name.as_bytes()).map_err(failed("set the host name"))?;
     }
     Ok(())
+}
+
+/// Whether a mount is not one of those that every container has.
+fn is_requested(step: &Mount) -> bool {
+    step.kind == "bind" || (step.kind == "tmpfs" && !matches!(&*step.destination, "/dev" | "/dev/shm"))
+}
+
+/// Makes the directories that the image names for data, where they are missing.
+fn make_directories(root: &OwnedFd, all: &[String], places: &Places) -> Outcome<()> {
+    all.iter().try_for_each(|path| {
+        let found = mount_points::find(root, path, true, Some(places));
+        found.map(drop).map_err(|stop| Stop::from(format!("the image's volume {path}: {}", stop.text)))
+    })
 }
 
 /// Clones the container's own files where [`own_files`] could not: their tmpfs has to be attached first, which is
@@ -431,9 +455,7 @@ fn attach_at(
         )));
     }
     if (FileType::from_raw_mode(stat.st_mode) == FileType::Directory) != directory {
-        let [is, must] = if directory { ["no directory", "one"] } else { ["a directory", "a file"] };
-        let text = format!("mount point {destination}: it is {is} in the image, and must be {must}");
-        return Err(Stop::from(text));
+        return Err(Stop::from(bundle::misplaced(destination, directory)));
     }
     if let Some(places) = places {
         if places.kernels.contains(&stat.st_dev) && !OVER_PROC.contains(&destination) {

@@ -68,6 +68,9 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
         env: spec.env,
         properties: spec.properties,
         bind_mounts: bind_mounts(spec.bind_mounts)?,
+        volumes: spec.volumes.into_iter().map(volume_mount).collect(),
+        tmpfs: spec.tmpfs.into_iter().map(tmpfs).collect(),
+        by_flags: spec.by_flags,
         limits: engine::Limits {
             memory_bytes: limits.memory_limits.limit_in_bytes,
             cpu_shares: shares(&limits.cpu_limits),
@@ -218,6 +221,9 @@ pub(crate) fn process(spec: wire::ProcessSpec) -> Result<engine::ProcessSpec, Re
             given.memory_bytes, given.cpu_shares
         ));
     }
+    if spec.bind_mounts.iter().any(|mount| mount.idmap) {
+        return Err("bind_mounts.idmap: a pea has no idmapped mounts".into());
+    }
     let of_image = match spec.of_image.as_str() {
         "" => engine::OfImage::Nothing,
         "place" => engine::OfImage::Place,
@@ -294,9 +300,29 @@ fn bind_mounts(mounts: Vec<wire::BindMount>) -> Result<Vec<engine::BindMount>, R
                 source: mount.src_path.into(),
                 destination: mount.dst_path.into(),
                 writable: mount.mode == 1,
+                idmap: mount.idmap,
             })
         })
         .collect()
+}
+
+fn volume_mount(mount: wire::VolumeMount) -> engine::VolumeMount {
+    engine::VolumeMount { name: mount.name, destination: mount.dst_path.into(), writable: !mount.read_only }
+}
+
+fn tmpfs(mount: wire::Tmpfs) -> engine::Tmpfs {
+    let mode = mount.mode.unwrap_or(0o1777);
+    engine::Tmpfs { destination: mount.dst_path.into(), bytes: mount.size, mode, exec: mount.exec }
+}
+
+/// Converts a named volume for a reply.
+pub(crate) fn volume(engine: &engine::Engine, used: &engine::UsedVolume) -> wire::Volume {
+    wire::Volume {
+        name: used.volume.name.clone(),
+        created_ms: used.volume.created_ms,
+        path: engine.volume_path(&used.volume.name).display().to_string(),
+        used_by: used.by.clone(),
+    }
 }
 
 /// Returns the handles of a bulk request, which are joined by commas: each once, in the order of the reply.

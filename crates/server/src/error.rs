@@ -81,6 +81,7 @@ pub(crate) fn to_wire(error: &wardian_engine::Error) -> ErrorBody {
             ErrorBody { process_id, ..ErrorBody::new(ErrorKind::ProcessNotFound, message) }
         }
         E::Busy(_) => ErrorBody::new(ErrorKind::ServiceUnavailable, message),
+        E::UnknownVolume(_) => ErrorBody::new(ErrorKind::VolumeNotFound, message),
         E::ExecutableNotFound(_) => ErrorBody::new(ErrorKind::ExecutableNotFound, message),
         _ => ErrorBody::new(ErrorKind::Other, message),
     }

@@ -193,8 +193,8 @@ async fn answer(
         Route::Create => {
             let spec = convert::container(read(request, SPEC_LIMIT, room.as_ref()).await?)
                 .map_err(Failure::Refused)?;
-            let (handle, warning) = engine.create(spec).await?;
-            json(&wire::Created { handle, warnings: warning.into_iter().collect() })
+            let (handle, warnings) = engine.create(spec).await?;
+            json(&wire::Created { handle, warnings })
         }
         Route::Destroy => {
             engine.destroy(handle).await?;
@@ -355,6 +355,24 @@ async fn answer(
             let follow = query(request.uri().query()).contains_key("follow");
             let output = kept::Output::of(&process, follow)?;
             return Ok(Answer::Accepted(attach::Accepted::Kept(output), call));
+        }
+        Route::Volumes => {
+            let (volumes, engine) = (engine.volumes().await?, engine.clone());
+            let say = move |out: &mut dyn Write| {
+                large::list(out, volumes.iter().map(|used| convert::volume(&engine, used)))
+            };
+            large::reply(state, cut, say).await?
+        }
+        Route::MakeVolume => {
+            let volume: wire::VolumeSpec = read(request, SMALL, None).await?;
+            engine.make_volume(&volume.name).await?;
+            done()
+        }
+        Route::PruneVolumes => json(&engine.prune_volumes().await?),
+        Route::Volume => json(&convert::volume(engine, &engine.volume(segment(0)).await?)),
+        Route::RemoveVolume => {
+            engine.remove_volume(segment(0)).await?;
+            done()
         }
         Route::NetIn => {
             let wanted = read(request, SMALL, None).await?;

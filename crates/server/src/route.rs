@@ -55,6 +55,12 @@ pub(crate) enum Route {
     Wait,
     /// The output that is kept of a process; wardian's own.
     Kept,
+    /// Named volumes; wardian's own.
+    Volumes,
+    MakeVolume,
+    PruneVolumes,
+    Volume,
+    RemoveVolume,
 }
 
 impl Route {
@@ -90,7 +96,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 39] = [
+const TABLE: [(&str, &str, Route); 44] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -130,6 +136,11 @@ const TABLE: [(&str, &str, Route); 39] = [
     ("GET", "/wardian/containers/:handle/handle", Route::Named),
     ("GET", "/wardian/containers/:handle/processes/:pid/wait", Route::Wait),
     ("GET", "/wardian/containers/:handle/processes/:pid/output", Route::Kept),
+    ("GET", "/wardian/volumes", Route::Volumes),
+    ("POST", "/wardian/volumes", Route::MakeVolume),
+    ("DELETE", "/wardian/volumes", Route::PruneVolumes),
+    ("GET", "/wardian/volumes/:name", Route::Volume),
+    ("DELETE", "/wardian/volumes/:name", Route::RemoveVolume),
 ];
 
 /// The result of the search for a route.

@@ -7,6 +7,7 @@ use crate::disk::layout;
 use crate::images::image;
 use crate::layers::layer;
 use crate::mounts::{driver, rootfs};
+use crate::work::volume;
 use rustix::io::Errno;
 
 /// An error of the store, with one variant for each part of it.
@@ -116,6 +117,9 @@ pub enum Error {
         /// The full names that were tried, and their failures.
         failures: Vec<(wardian_image::registry::ImageName, Error)>,
     },
+    /// A named volume cannot be made, opened, listed or removed.
+    #[error(transparent)]
+    Volume(#[from] volume::Error),
     /// The caller has cancelled it.
     #[error("cancelled")]
     Cancelled,

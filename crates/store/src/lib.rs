@@ -12,7 +12,8 @@
 //! ├── partial/sha256-<digest>           what is kept of a blob whose fetch ended early
 //! ├── rootfs/<name>/{upper,work}        named by a record in <run>/rootfs, or trash
 //! ├── rootfs/<name>/image               instead of these, with a limit and the driver `image`: a file system with both
-//! └── trash/<name>/                     layers that nobody is given any more, and other trash
+//! ├── trash/<name>/                     layers that nobody is given any more, and other trash
+//! └── volumes/<name>/{data/, volume.json} named volumes, which nothing but their removal deletes
 //! <run>/rootfs/
 //! ├── <id>.json                         a living root file system: its directory, its layers
 //! └── <id>/                             where it is attached, if it was asked to be
@@ -71,7 +72,8 @@ pub use work::collect::{Collected, Garbage};
 pub use work::erase;
 pub use work::fetch::{Opened, ToFetch};
 pub use work::publish::{Parts, Published, PublishedUsage};
-pub use work::usage::{ImageUsage, LayerInfo, RootfsUsage, Usage};
+pub use work::usage::{ImageUsage, LayerInfo, RootfsUsage, Usage, VolumeUsage};
+pub use work::volume::{self, Volume};
 
 #[cfg(test)]
 mod tests;

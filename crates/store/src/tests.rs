@@ -26,6 +26,7 @@ mod names;
 mod ranges;
 mod ready;
 mod together;
+mod volumes;
 
 /// The host id of container root in these tests.
 const MAPPED: u32 = 100_000;

@@ -238,13 +238,28 @@ pub fn set_alone(mount: impl AsFd, attrs: MountAttrFlags) -> Result<(), Error> {
 /// EINVAL when the file system does not support idmapped mounts, EPERM when the mount was attached or is
 /// idmapped already.
 pub fn set_idmap_readonly(mount: impl AsFd, userns: impl AsFd) -> Result<(), Error> {
+    set_idmap(mount.as_fd(), userns.as_fd(), MOUNT_ATTR_RDONLY, "read-only and idmapped")
+}
+
+/// As [`set_idmap_readonly`], for a mount that is written to: what the namespace's root makes there is owned by 0 on
+/// disk. So set-uid and set-gid bits, file capabilities and device nodes have no effect in it.
+pub fn set_idmap_inert(mount: impl AsFd, userns: impl AsFd) -> Result<(), Error> {
+    set_idmap(mount.as_fd(), userns.as_fd(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, "idmapped")
+}
+
+fn set_idmap(
+    mount: BorrowedFd<'_>,
+    userns: BorrowedFd<'_>,
+    attributes: u64,
+    what: &'static str,
+) -> Result<(), Error> {
     let attr = MountAttr {
-        attr_set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP,
+        attr_set: attributes | MOUNT_ATTR_IDMAP,
         // A borrowed descriptor is never negative.
-        userns_fd: u64::from(userns.as_fd().as_raw_fd().unsigned_abs()),
+        userns_fd: u64::from(userns.as_raw_fd().unsigned_abs()),
         ..MountAttr::default()
     };
-    mount_setattr(mount.as_fd(), false, &attr, "read-only and idmapped")
+    mount_setattr(mount, false, &attr, what)
 }
 
 /// Attaches the detached mount onto the directory (or file) that `target` is open on. No path is resolved.

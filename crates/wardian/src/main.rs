@@ -79,6 +79,9 @@ enum Command {
     Rm(container::manage::Rm),
     /// Print what happens to containers, as it happens
     Events(container::events::Args),
+    /// Manage volumes, which keep data beyond the life of containers
+    #[command(subcommand)]
+    Volume(container::volume::Command),
     /// Manage images: pull, push, import, export, list, tag, remove; log in to registries
     Image(image::Args),
     /// Root file systems for scripts: make them from an image, attached, and throw them away
@@ -96,7 +99,7 @@ enum Command {
     Why(why::Args),
     /// Tell what this host can do, and what was left behind on it
     Doctor(doctor::Args),
-    /// End all containers and remove what was made on this host; the store (images, layers) only with --images
+    /// End all containers and remove what was made on this host; images only with --images, volumes only with --volumes
     Reset(reset::Args),
     /// Print a completion script for a shell
     Completion {
@@ -160,6 +163,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Stop(args) => container::manage::stop(args),
         Command::Rm(args) => container::manage::rm(args),
         Command::Events(args) => container::events::run(args),
+        Command::Volume(command) => container::volume::run(command),
         Command::Image(args) => image::run(args),
         Command::Rootfs(args) => rootfs::run(args),
         Command::Store(args) => store::run(args),

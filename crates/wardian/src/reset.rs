@@ -8,6 +8,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wardian_engine::Removed;
+use wardian_store::erase::Parts;
 
 /// What to remove.
 #[derive(Debug, ClapArgs)]
@@ -24,6 +25,9 @@ pub struct Args {
     /// Remove the images and their layers too
     #[arg(long)]
     images: bool,
+    /// Remove named volumes too, with all that is in them
+    #[arg(long)]
+    volumes: bool,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -38,11 +42,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let absolute =
         |path: &Path| std::path::absolute(path).with_context(|| format!("find {}", path.display()));
     let (root, run) = (absolute(&args.root)?, absolute(&args.run)?);
-    if !args.yes && !agreed(&root, &run, args.images)? {
+    let parts = Parts { images: args.images, volumes: args.volumes };
+    if !args.yes && !agreed(&root, &run, parts)? {
         print::note("nothing was done");
         return Ok(ExitCode::FAILURE);
     }
-    let removed = wardian_engine::reset(&root, &run, args.images, &|text| print::note(text))?;
+    let removed = wardian_engine::reset(&root, &run, parts, &|text| print::note(text))?;
     if args.json {
         print::json(&removed)?;
     } else {
@@ -51,11 +56,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn agreed(root: &Path, run: &Path, images: bool) -> Result<bool> {
+fn agreed(root: &Path, run: &Path, parts: Parts) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("this ends every container: say --yes if it is meant");
     }
-    let store = if images { " and all images" } else { "" };
+    let store = match parts {
+        Parts { images: true, volumes: true } => ", all images and all volumes",
+        Parts { images: true, .. } => " and all images",
+        Parts { volumes: true, .. } => " and all volumes",
+        Parts { .. } => "",
+    };
     let (run, root) = (run.display(), root.display());
     crate::watch::asked(&format!(
         "This ends every container of {run} and removes its data in {root}{store}. Go on?"
@@ -86,9 +96,24 @@ fn told(removed: &Removed) -> String {
         lines += "the records of the run directory\n";
     }
     if removed.images {
-        lines += "the store with its images\n";
+        lines += if removed.kept_volumes > 0 {
+            "the images of the store\n"
+        } else {
+            "the store with its images\n"
+        };
     }
-    if lines.is_empty() { "there was nothing to remove\n".to_owned() } else { format!("removed:\n{lines}") }
+    if removed.volumes > 0 {
+        lines += &format!("{}\n", print::count(removed.volumes, "volume"));
+    }
+    let mut text = if lines.is_empty() {
+        "there was nothing to remove\n".to_owned()
+    } else {
+        format!("removed:\n{lines}")
+    };
+    if removed.kept_volumes > 0 {
+        text += &format!("kept: {}; --volumes removes them\n", print::count(removed.kept_volumes, "volume"));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -102,6 +127,9 @@ mod tests {
             Removed { containers: vec!["a\u{1b}".into()], processes: 3, images: true, ..Removed::default() };
         let network = Removed { links: 2, firewall: true, ..Removed::default() };
         assert_eq!(told(&network), "removed:\n2 network links\nthe firewall of the containers\n");
+        let volumes = Removed { images: true, kept_volumes: 2, ..Removed::default() };
+        let kept = "removed:\nthe images of the store\nkept: 2 volumes; --volumes removes them\n";
+        assert_eq!(told(&volumes), kept);
         let said = told(&removed);
         // Removed records are reported as well.
         let records = Removed { run: true, ..Removed::default() };

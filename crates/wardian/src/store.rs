@@ -458,6 +458,7 @@ fn report(usage: &Usage) -> String {
     line("  shared", usage.shared_bytes, "of all layers, what several have");
     line("image records", usage.records_bytes, "names, manifests, configs");
     line("root file systems", usage.rootfs_bytes, "what was written in them");
+    line("volumes", usage.volumes_bytes, &print::count(usage.volumes.len(), "volume"));
     line("being unpacked", usage.staging_bytes, "");
     line("partial downloads", usage.partial_bytes, "for the next pull; wardian store gc deletes them");
     line("trash", usage.trash_bytes, "not deleted yet");
@@ -471,6 +472,12 @@ fn report(usage: &Usage) -> String {
         let rows: Vec<_> = usage.images.iter().map(row).collect();
         text += "\n";
         text += &print::table(["IMAGE", "SIZE", "ITS OWN", "PINNED", "IN USE"], &rows);
+    }
+    if !usage.volumes.is_empty() {
+        let row = |volume: &wardian_store::VolumeUsage| [volume.name.clone(), print::bytes(volume.bytes)];
+        let rows: Vec<_> = usage.volumes.iter().map(row).collect();
+        text += "\n";
+        text += &print::table(["VOLUME", "SIZE"], &rows);
     }
     if !usage.rootfs.is_empty() {
         let row = |rootfs: &wardian_store::RootfsUsage| {

@@ -88,7 +88,6 @@ const ANSWERS: [(&str, &str); 31] = [
     ),
     ("unpause", "no container can be paused, see `wardian pause`"),
     ("update", "`wardian limit HANDLE` changes the disk limit; other limits are those of the create"),
-    ("volume", "a volume is a directory of the host: `wardian run -v /DIR:/DIR`"),
 ];
 
 /// Returns what is meant by a command line, which begins with the program.

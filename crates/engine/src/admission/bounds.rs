@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::path::Path;
 use wardian_sys::memory::budget;
 use wardian_sys::text::{clip, is_plain, tame};
 
@@ -58,6 +59,11 @@ pub fn check_handle(handle: &str) -> Result<()> {
     Err(Error::InvalidHandle(handle.chars().take(64).collect(), problem))
 }
 
+/// Checks the name of a volume.
+pub fn check_volume(name: &str) -> Result<()> {
+    wardian_store::volume::check(name).map_err(|error| Error::Invalid(error.to_string()))
+}
+
 /// Returns a client's name in a form for the log: unchanged if it is a valid handle, else tamed and cut.
 pub fn shown(name: &str) -> Cow<'_, str> {
     match check_handle(name) {
@@ -90,24 +96,44 @@ fn strings(what: &str, strings: &[String]) -> Result<usize> {
 }
 
 fn binds(binds: &[BindMount]) -> Result<()> {
-    if binds.len() > BINDS {
-        return Err(Error::Invalid(format!(
-            "bind_mounts: {} of them, of which {BINDS} are allowed",
-            binds.len()
-        )));
-    }
+    at_most_mounts("bind_mounts", binds.len())?;
     for bind in binds {
         path("bind_mounts.src_path", bind.source.as_os_str())?;
         path("bind_mounts.dst_path", bind.destination.as_os_str())?;
     }
-    let together = binds.iter().map(in_json).fold(0, usize::saturating_add);
+    let together = binds.iter().map(|bind| in_json(&bind.destination)).fold(0, usize::saturating_add);
     at_most("bind_mounts.dst_path of all together", together, DESTINATIONS)
+}
+
+fn at_most_mounts(what: &str, count: usize) -> Result<()> {
+    if count <= BINDS {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{what}: {count} of them, of which {BINDS} are allowed")))
+}
+
+/// Checks all that is to be mounted in a container.
+fn mounts(spec: &ContainerSpec) -> Result<()> {
+    binds(&spec.bind_mounts)?;
+    let count = spec.bind_mounts.len() + spec.volumes.len() + spec.tmpfs.len();
+    at_most_mounts("bind_mounts, volumes and tmpfs", count)?;
+    spec.volumes.iter().try_for_each(|volume| check_volume(&volume.name))?;
+    let volumes = spec.volumes.iter().map(|volume| &volume.destination);
+    let others = volumes.chain(spec.tmpfs.iter().map(|tmpfs| &tmpfs.destination));
+    others.clone().try_for_each(|destination| path("dst_path", destination.as_os_str()))?;
+    let of_binds = spec.bind_mounts.iter().map(|bind| &bind.destination);
+    let together = of_binds.chain(others).map(|path| in_json(path)).fold(0, usize::saturating_add);
+    at_most("dst_path of all mounts together", together, DESTINATIONS)?;
+    match spec.tmpfs.iter().find(|tmpfs| tmpfs.mode > 0o7777) {
+        Some(tmpfs) => Err(Error::Invalid(format!("tmpfs.mode: {:o} is no mode", tmpfs.mode))),
+        None => Ok(()),
+    }
 }
 
 /// Returns the bytes that a destination takes as a JSON string, with a comma: control characters take six
 /// each.
-fn in_json(bind: &BindMount) -> usize {
-    serde_json::to_string(&bind.destination.to_string_lossy()).map_or(usize::MAX, |json| json.len() + 1)
+fn in_json(destination: &Path) -> usize {
+    serde_json::to_string(&destination.to_string_lossy()).map_or(usize::MAX, |json| json.len() + 1)
 }
 
 /// Checks all properties of a container.
@@ -132,7 +158,8 @@ pub fn properties(properties: &BTreeMap<String, String>) -> Result<()> {
 pub fn beyond(env: &[String], properties: &BTreeMap<String, String>, defaults: &Defaults) -> usize {
     let env: usize = env.iter().map(String::len).sum();
     let properties: usize = properties.iter().map(|(key, value)| key.len() + value.len()).sum();
-    let command: usize = defaults.entrypoint.iter().chain(&defaults.command).map(String::len).sum();
+    let command: usize =
+        defaults.entrypoint.iter().chain(&defaults.command).chain(&defaults.volumes).map(String::len).sum();
     (env + properties + command).saturating_sub(OWN)
 }
 
@@ -163,6 +190,14 @@ pub fn defaults(defaults: &Defaults) -> Result<()> {
         + strings("the image's command", &defaults.command)?;
     at_most("the image's entrypoint and command", args, TOGETHER)?;
     at_most("the image's working directory", defaults.working_dir.len(), PATH)?;
+    at_most_mounts("the image's volumes", defaults.volumes.len())?;
+    for volume in &defaults.volumes {
+        path("the image's volumes", OsStr::new(volume))?;
+        if !volume.starts_with('/') || volume.contains('\0') {
+            let shown = tame(&clip(volume, 64)).into_owned();
+            return Err(Error::Invalid(format!("the image's volumes: {shown:?} is no absolute path")));
+        }
+    }
     at_most("the image's user", defaults.user.len(), USER)
 }
 
@@ -193,7 +228,7 @@ pub fn container(spec: &ContainerSpec) -> Result<()> {
     at_most("image", spec.image.len(), IMAGE)?;
     at_most("env", strings("env", &spec.env)?, TOGETHER)?;
     properties(&spec.properties)?;
-    binds(&spec.bind_mounts)
+    mounts(spec)
 }
 
 /// Checks a request for a process.
@@ -287,7 +322,7 @@ mod tests {
         let bind = |source: usize, destination: usize| BindMount {
             source: text(source).into(),
             destination: text(destination).into(),
-            writable: false,
+            ..BindMount::default()
         };
         let most = DESTINATIONS / BINDS - 3;
         assert_eq!(container(&|spec| spec.bind_mounts = vec![bind(PATH, most); BINDS]), "");

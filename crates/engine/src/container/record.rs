@@ -72,6 +72,9 @@ pub struct Record {
     /// The host ids of the container's users; `None`: the common mapping.
     #[serde(default)]
     pub range: Option<IdRange>,
+    /// The names of its named volumes; none in records of earlier servers.
+    #[serde(default)]
+    pub volumes: Vec<String>,
     /// The container's network; `None` in records of earlier servers, and where there is loopback alone.
     #[serde(default)]
     pub network: Option<Network>,

@@ -14,7 +14,7 @@ use crate::json::{decode, encode};
 use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Container, ContainerInfo, ContainerSpec, CpuLimits,
     Created, Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits, Metrics, NetIn,
-    NetOutRule, ProcessSpec, ProcessState, PropertyValue, ServerInfo, Stop,
+    NetOutRule, ProcessSpec, ProcessState, PropertyValue, ServerInfo, Stop, Volume, VolumeSpec,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -219,6 +219,33 @@ impl Client {
     /// Returns what the server is, and what it has. Wardian's own.
     pub async fn info_of_server(&self) -> Result<ServerInfo> {
         self.exact("/wardian/info").await
+    }
+
+    /// Returns the named volumes. Wardian's own.
+    pub async fn volumes(&self) -> Result<Vec<Volume>> {
+        self.exact("/wardian/volumes").await
+    }
+
+    /// Returns one named volume. Wardian's own.
+    pub async fn volume(&self, name: &str) -> Result<Volume> {
+        self.exact(&format!("/wardian/volumes/{}", escape(name))).await
+    }
+
+    /// Makes a named volume, unless there is one of this name. Wardian's own.
+    pub async fn make_volume(&self, name: &str) -> Result<()> {
+        let body = encode(&VolumeSpec { name: name.to_owned() });
+        self.call("POST", "/wardian/volumes", Some(body)).await.map(drop)
+    }
+
+    /// Removes a named volume, which no container may use. Wardian's own.
+    pub async fn remove_volume(&self, name: &str) -> Result<()> {
+        self.call("DELETE", &format!("/wardian/volumes/{}", escape(name)), None).await.map(drop)
+    }
+
+    /// Removes all named volumes that no container uses. Returns their names. Wardian's own.
+    pub async fn prune_volumes(&self) -> Result<Vec<String>> {
+        let removed = self.call("DELETE", "/wardian/volumes", None).await?;
+        serde_json::from_slice(&removed).map_err(|error| Error::response(&error))
     }
 
     /// Subscribes to the events from now on, of one container or of all. Wardian's own.

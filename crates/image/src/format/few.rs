@@ -1,9 +1,9 @@
-//! Lists of documents that strangers wrote.
+//! Lists of documents that strangers wrote, and the keys of their maps.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// A list that is refused while it is read once it has more than `MOST` entries: many short ones take some dozen times
@@ -35,6 +35,34 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MO
     }
 }
 
+/// The keys of a map, whose values mean nothing; bounded as [`Few`] is.
+pub(super) struct FewKeys<const MOST: usize>(pub(super) Vec<String>);
+
+impl<'de, const MOST: usize> Deserialize<'de> for FewKeys<MOST> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Keys<const MOST: usize>;
+        impl<'de, const MOST: usize> Visitor<'de> for Keys<MOST> {
+            type Value = Vec<String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a map of at most {MOST} entries")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Vec<String>, A::Error> {
+                let mut all = Vec::new();
+                while let Some((key, IgnoredAny)) = from.next_entry()? {
+                    if all.len() == MOST {
+                        return Err(Error::invalid_length(MOST + 1, &self));
+                    }
+                    all.push(key);
+                }
+                Ok(all)
+            }
+        }
+        from.deserialize_map(Keys::<MOST>).map(Self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +74,9 @@ mod tests {
         assert_eq!(read(r#"["a","b"]"#).unwrap(), 2);
         assert!(read(r#"["a","b","c"]"#).unwrap_err().to_string().contains("at most 2 entries"));
         assert!(read("7").is_err());
+        let keys = |text: &str| serde_json::from_str::<FewKeys<2>>(text).map(|few| few.0);
+        assert_eq!(keys(r#"{"/a":{},"/b":{"x":[1]}}"#).unwrap(), ["/a", "/b"]);
+        assert!(keys(r#"{"a":{},"b":{},"c":{}}"#).unwrap_err().to_string().contains("at most 2 entries"));
+        assert!(keys("[]").is_err());
     }
 }

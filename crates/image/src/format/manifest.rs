@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use wardian_sys::text::{clip, tame};
 
-use super::few::Few;
+use super::few::{Few, FewKeys};
 use super::reference::{but_there_are, several_images};
 use crate::digest::Digest;
 use crate::error::{Error, show};
@@ -22,6 +22,8 @@ pub const MAX_LAYERS: usize = 500;
 const MAX_ENV: usize = 10_000;
 /// The maximum number of arguments in an image's entrypoint, and in its command.
 const MAX_ARGS: usize = 1000;
+/// The maximum number of an image's volumes.
+const MAX_VOLUMES: usize = 1000;
 /// The maximum number of URLs of one layer, since each may take all of its tries.
 const MAX_URLS: usize = 16;
 /// Annotations with the name of an image in an index: its tag, and (docker, containerd) its full name.
@@ -355,6 +357,8 @@ pub struct Config {
     pub entrypoint: Vec<String>,
     /// The arguments that follow unless there are others; without an entrypoint the program is the first of them.
     pub command: Vec<String>,
+    /// Directories that are meant for data.
+    pub volumes: Vec<String>,
     /// The platform of the image, as `linux/arm64`, if it differs from the host's. Escaped and cut.
     pub foreign: Option<String>,
 }
@@ -400,6 +404,7 @@ struct RunConfig {
     working_dir: Option<String>,
     entrypoint: Option<Few<String, MAX_ARGS>>,
     cmd: Option<Few<String, MAX_ARGS>>,
+    volumes: Option<FewKeys<MAX_VOLUMES>>,
 }
 
 #[derive(Deserialize)]
@@ -425,6 +430,7 @@ impl ImageConfig {
                 working_dir: run.working_dir.unwrap_or_default(),
                 entrypoint: run.entrypoint.map_or_else(Vec::new, |args| args.0),
                 command: run.cmd.map_or_else(Vec::new, |args| args.0),
+                volumes: run.volumes.map_or_else(Vec::new, |keys| keys.0),
                 foreign: platform.foreign(),
             },
             diff_ids: raw.rootfs.diff_ids.map_or_else(Vec::new, |ids| ids.0),

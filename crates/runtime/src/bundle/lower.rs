@@ -1,7 +1,7 @@
 //! Translates a bundle into a plan. Every object is destructured without `..`: a field that is added to the types
 //! cannot be overlooked.
 
-use super::{Error, INIT, Node, Plan, missing, mounts, none, value};
+use super::{DIRECTORIES, Error, INIT, Node, Plan, missing, mounts, none, value};
 use crate::caps;
 use crate::cgroup::{Limits, devices};
 use crate::oci::{
@@ -15,18 +15,7 @@ use std::sync::Arc;
 
 /// Translates a bundle. `gardens`: the seccomp profile is Garden's, and the bundle has a stand-in for it.
 pub(super) fn lower(spec: Spec, gardens: bool) -> Result<Plan, Error> {
-    let Spec {
-        oci_version,
-        process,
-        root,
-        hostname,
-        domainname,
-        mounts,
-        hooks,
-        // Annotations, which the specification lets a runtime ignore.
-        annotations: _,
-        linux,
-    } = spec;
+    let Spec { oci_version, process, root, hostname, domainname, mounts, hooks, annotations, linux } = spec;
     version(&oci_version)?;
     none("", &[("domainname", domainname.is_some())])?;
     self::hooks(hooks)?;
@@ -37,9 +26,22 @@ pub(super) fn lower(spec: Spec, gardens: bool) -> Result<Plan, Error> {
     for (index, mount) in mounts.into_iter().flatten().enumerate() {
         plan.mounts.push(mounts::lower(index, mount)?);
     }
+    plan.directories = directories(annotations)?;
     plan.rights = self::process(process.ok_or_else(|| missing("process"))?)?;
     self::linux(linux.ok_or_else(|| missing("linux"))?, gardens, &mut plan)?;
     Ok(plan)
+}
+
+/// The directories that one annotation lists; the specification lets a runtime ignore all others.
+fn directories(annotations: Option<BTreeMap<String, String>>) -> Result<Vec<String>, Error> {
+    let Some(text) = annotations.unwrap_or_default().remove(DIRECTORIES) else { return Ok(Vec::new()) };
+    let at = || format!("annotations.{DIRECTORIES}");
+    let list: Vec<String> =
+        serde_json::from_str(&text).map_err(|error| value(at(), format!("{text:?} ({error})")))?;
+    match list.iter().find(|path| !path.starts_with('/') || path.contains('\0')) {
+        Some(path) => Err(value(at(), format!("{path:?}"))),
+        None => Ok(list),
+    }
 }
 
 /// Accepts the versions of the specification that [`crate::oci`] implements.

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | is implemented | `mounts`, `linux.maskedPaths` | it changes the [`Plan`] |
 //! | has one supported value | `process.args`, `process.cwd` | any other value is refused |
-//! | is for human readers | `annotations`, `root.path` | what it describes is passed as a descriptor, or the server does it |
+//! | is for human readers | `annotations` but one, `root.path` | what it describes is passed as a descriptor, or the server does it |
 //! | is not implemented | `hooks`, `linux.sysctl` | refused |
 //!
 //! An error names what is refused by its path, such as `linux.namespaces[2].type`.
@@ -21,7 +21,7 @@ mod fields;
 #[cfg(test)]
 mod tests;
 
-pub use write::{Settings, host_masks, text};
+pub use write::{Extra, Settings, host_masks, text};
 
 use crate::cgroup::{Limits, devices};
 use crate::oci::Spec;
@@ -32,6 +32,15 @@ use write::{FILTER, STAND_IN};
 
 /// The name of pid 1 in a bundle. The program is not in the container: it is executed from a descriptor.
 const INIT: &str = "/tmp/garden-init";
+
+/// The annotation with [`Plan::directories`], a list in JSON: the specification has no field for them.
+const DIRECTORIES: &str = "wardian.directories";
+
+/// How a launch says that a mount does not fit its mount point: `directory` is what is mounted.
+pub fn misplaced(destination: &str, directory: bool) -> String {
+    let [is, mounted] = if directory { ["file", "directory"] } else { ["directory", "file"] };
+    format!("mount point {destination}: it is a {is} in the image, and what is mounted there is a {mounted}")
+}
 
 /// Why a bundle is refused.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +130,8 @@ pub struct Plan {
     pub hostname: Option<String>,
     /// The mounts, in order.
     pub mounts: Vec<Mount>,
+    /// Directories to be made in the root file system where the image lacks them, before anything of the request is mounted.
+    pub directories: Vec<String>,
     /// Paths to be masked.
     pub masked: Vec<String>,
     /// Rights of pid 1. Other processes of the container come with rights of their own, except for the seccomp

@@ -31,7 +31,7 @@ pub(super) fn lower(index: usize, mount: oci::Mount) -> Result<Mount, Error> {
         ("tmpfs", "/dev") => Options::Exactly(&DEV),
         ("devpts", "/dev/pts") => Options::Exactly(&PTS),
         ("devpts", _) => return Err(value(at("destination"), format!("a devpts at {destination}"))),
-        ("tmpfs", _) => Options::Flags(&["mode", "gid", "size"]),
+        ("tmpfs", _) => Options::Flags(&["mode", "gid", "size", "nr_inodes"]),
         ("proc" | "sysfs" | "mqueue" | "cgroup", _) => Options::Flags(&[]),
         ("bind", _) => Options::Bind,
         _ => return Err(value(at("type"), format!("{kind:?}"))),

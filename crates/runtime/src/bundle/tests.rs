@@ -7,12 +7,16 @@ pub(super) fn config(settings: &Settings) -> Value {
     serde_json::from_str(&text(settings)).unwrap()
 }
 
+fn bind(source: &str, destination: &str, writable: bool) -> Extra {
+    Extra::Bind { source: source.into(), destination: destination.into(), writable }
+}
+
 pub(super) fn settings() -> Settings {
     Settings {
         cgroups_path: "/garden/id".into(),
         mapping: vec![(0, 4_294_967_294, 1), (1, 1, 4_294_967_293)],
         hostname: Some("h".into()),
-        binds: vec![("/src".into(), "/dst".into(), false)],
+        extra: vec![bind("/src", "/dst", false)],
         ..Settings::default()
     }
 }
@@ -26,6 +30,27 @@ fn what_the_engine_writes_the_launcher_reads() {
     assert!(plan.user && plan.masked.contains(&"/proc/keys".to_owned()));
     let bind = plan.mounts.last().unwrap();
     assert!(bind.kind == "bind" && bind.readonly && bind.destination == "/dst");
+}
+
+#[test]
+fn file_systems_in_memory_are_bounded_and_in_order() {
+    let tmpfs = |destination: &str, bytes, exec| Extra::Tmpfs {
+        destination: destination.into(),
+        bytes,
+        mode: 0o1777,
+        exec,
+    };
+    let extra = vec![bind("/src", "/a", true), tmpfs("/a/b", 1 << 20, false), tmpfs("/c", 1, true)];
+    let directories = vec!["/data".to_owned(), "/var/\"x\"".to_owned()];
+    let settings = Settings { extra, directories: directories.clone(), ..settings() };
+    let plan = plan(text(&settings).as_bytes()).unwrap();
+    assert_eq!(plan.directories, directories);
+    let [first, second, third] = plan.mounts.last_chunk().unwrap();
+    assert_eq!((first.destination.as_str(), second.destination.as_str()), ("/a", "/a/b"));
+    let option = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let data = [option("mode", "1777"), option("size", "1048576"), option("nr_inodes", "1024")];
+    assert!(second.data == data && second.nosuid && second.nodev && second.noexec);
+    assert!(third.data[2] == option("nr_inodes", "64") && third.nosuid && third.nodev && !third.noexec);
 }
 
 #[test]
@@ -234,11 +259,11 @@ fn written() -> Value {
 
 #[test]
 fn bundles_are_those_that_have_always_been_written() {
-    let hosts = ("/run/hosts".to_owned(), "/etc/hosts".to_owned(), true);
+    let hosts = bind("/run/hosts", "/etc/hosts", true);
     let container = Settings {
         env: vec!["A=B".into()],
         rootfs: "/store/id".into(),
-        binds: settings().binds.into_iter().chain([hosts]).collect(),
+        extra: settings().extra.into_iter().chain([hosts]).collect(),
         memory_bytes: 1 << 20,
         cpu_shares: 7,
         pids: 9,

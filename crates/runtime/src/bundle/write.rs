@@ -1,12 +1,13 @@
 //! Writes the engine's bundles.
 
-use super::INIT;
+use super::{DIRECTORIES, INIT};
 use crate::cgroup::devices::Devices;
 use crate::oci::{
     Capabilities, Cpu, Device, DeviceType, IdMapping, Linux, Memory, Mount, Namespace, NamespaceType, Pids,
     Process, Propagation, Resources, Root, Seccomp, Spec, User,
 };
 use crate::{caps, seccomp};
+use std::collections::BTreeMap;
 
 /// The values in which bundles differ.
 #[derive(Debug, Clone, Default)]
@@ -23,8 +24,10 @@ pub struct Settings {
     pub env: Vec<String>,
     /// Host path of the root file system's upper directory, for human readers: the mount itself is detached.
     pub rootfs: String,
-    /// `(host path, path inside, writable)`.
-    pub binds: Vec<(String, String, bool)>,
+    /// What is mounted besides the file systems of every container, in order.
+    pub extra: Vec<Extra>,
+    /// See [`super::Plan::directories`].
+    pub directories: Vec<String>,
     /// Path of the cgroup below each hierarchy.
     pub cgroups_path: String,
     /// Memory limit in bytes; zero: none.
@@ -44,6 +47,37 @@ pub struct Settings {
     /// Paths that are masked beside [`MASKED`] and depend on the host; see [`host_masks`].
     pub masks: Vec<String>,
 }
+
+/// A mount besides those of every container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extra {
+    /// A mount that is passed as a descriptor.
+    Bind {
+        /// Its path on the host, for human readers.
+        source: String,
+        /// Where it is in the container.
+        destination: String,
+        /// Whether the container may write.
+        writable: bool,
+    },
+    /// A file system in memory.
+    Tmpfs {
+        /// Where it is in the container.
+        destination: String,
+        /// The most bytes of its files.
+        bytes: u64,
+        /// The permission bits of its root directory.
+        mode: u32,
+        /// Whether programs in it can be executed.
+        exec: bool,
+    },
+}
+
+/// So many bytes of a tmpfs allow it one inode, which takes about as many of the kernel's memory: without a bound empty
+/// files could take what the limit of bytes is to prevent.
+const BYTES_OF_INODE: u64 = 1024;
+/// The least inodes of a tmpfs.
+const FEWEST_INODES: u64 = 64;
 
 /// Paths of /sys that reveal the host's thermal state, one for each processor that has it: runc has masked them since
 /// 1.3.
@@ -121,8 +155,14 @@ fn spec(s: &Settings) -> Spec {
         hostname: s.hostname.clone(),
         mounts: Some(mounts(s)),
         linux: Some(linux(s)),
+        annotations: directories(s),
         ..Spec::default()
     }
+}
+
+fn directories(s: &Settings) -> Option<BTreeMap<String, String>> {
+    let list = serde_json::to_string(&s.directories).ok().filter(|_| !s.directories.is_empty())?;
+    Some(BTreeMap::from([(DIRECTORIES.to_owned(), list)]))
 }
 
 fn mounts(s: &Settings) -> Vec<Mount> {
@@ -149,10 +189,20 @@ fn mounts(s: &Settings) -> Vec<Mount> {
     if !s.privileged {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]));
     }
-    for (source, destination, writable) in &s.binds {
-        let mode = if *writable { "rw" } else { "ro" };
-        mounts.push(Mount { source: Some(source.clone()), ..mount(destination, "bind", &["bind", mode]) });
-    }
+    mounts.extend(s.extra.iter().map(|extra| match extra {
+        Extra::Bind { source, destination, writable } => {
+            let mode = if *writable { "rw" } else { "ro" };
+            Mount { source: Some(source.clone()), ..mount(destination, "bind", &["bind", mode]) }
+        }
+        Extra::Tmpfs { destination, bytes, mode, exec } => {
+            let inodes = (bytes / BYTES_OF_INODE).max(FEWEST_INODES);
+            let (mode, size) = (format!("mode={mode:o}"), format!("size={bytes}"));
+            let inodes = format!("nr_inodes={inodes}");
+            let mut options = vec!["nosuid", "nodev", &*mode, &*size, &*inodes];
+            options.extend((!exec).then_some("noexec"));
+            mount(destination, "tmpfs", &options)
+        }
+    }));
     mounts
 }
 

@@ -7,6 +7,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
 /// The directories of a store, those that use layers before those that hold them.
 pub(crate) const DIRECTORIES: [&str; 6] = ["rootfs", "staging", "partial", "layers", "images", "trash"];
+/// The directory of named volumes, which outlive what else is in the store.
+pub(crate) const VOLUMES: &str = "volumes";
 /// The directory of what was set up for callers of GrootFS: the id mappings of their root file systems.
 pub(crate) const META: &str = "meta";
 /// The file that says which versions of the program may touch the store.

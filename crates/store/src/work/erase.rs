@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::disk::files;
 use crate::disk::remove;
 use crate::store::Store;
+use crate::work::volume;
 
 /// A part of a store could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -42,27 +43,49 @@ pub fn empty(config: &Config, patience: Duration) -> crate::Result<Option<usize>
     Ok(drained.then_some(count))
 }
 
-/// Removes the store with its images. The directory itself stays if it holds anything else. No process may have the
-/// store open.
+/// What is removed of a store, besides what containers had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Images and layers.
+    pub images: bool,
+    /// Named volumes.
+    pub volumes: bool,
+}
+
+/// Removes these parts of the store, and the store itself if nothing is left in it. The directory stays if it holds
+/// anything else. No process may have the store open. Returns how many volumes were removed, and how many stay.
 ///
 /// # Errors
 /// An entry cannot be removed; those after it stay.
-pub fn all(root: &Path) -> Result<(), Error> {
+pub fn parts(root: &Path, parts: Parts) -> Result<(usize, usize), Error> {
     if !exists(root) {
-        return Ok(());
+        return Ok((0, 0));
     }
     let failed = |name: &str, source| Error { path: root.join(name), source };
     let dir = Directory::open(root).map_err(|e| failed("", e.into()))?;
-    for name in files::DIRECTORIES.into_iter().chain([files::META]) {
+    let volumes = volume::count(&dir);
+    let remove = |name: &str| {
         let c_name = CString::new(name).map_err(|e| failed(name, e.into()))?;
-        remove::tree(&dir, &c_name, &|| false).map_err(|e| failed(name, e.into()))?;
+        remove::tree(&dir, &c_name, &|| false).map_err(|e| failed(name, e.into()))
+    };
+    if parts.volumes {
+        remove(files::VOLUMES)?;
     }
+    let (gone, left) = if parts.volumes { (volumes, 0) } else { (0, volumes) };
+    if !parts.images {
+        return Ok((gone, left));
+    }
+    files::DIRECTORIES.into_iter().chain([files::META]).try_for_each(remove)?;
+    if left > 0 {
+        return Ok((gone, left));
+    }
+    remove(files::VOLUMES)?;
     for name in [files::FORMAT, files::LOCK] {
         dir.remove(name).map_err(|e| failed(name, e.into()))?;
     }
     // The directory stays if it is a mount point or holds anything else.
     drop(std::fs::remove_dir(root));
-    Ok(())
+    Ok((gone, left))
 }
 
 fn exists(root: &Path) -> bool {

@@ -15,3 +15,4 @@ pub(crate) mod pull;
 pub(crate) mod recover;
 pub(crate) mod steward;
 pub(crate) mod usage;
+pub mod volume;

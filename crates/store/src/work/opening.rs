@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, IFlags};
 use rustix::io::Errno;
 use wardian_sys::directory::Directory;
 
-use crate::disk::files::{FORMAT, read_file, write_file_durable};
+use crate::disk::files::{FORMAT, VOLUMES, read_file, write_file_durable};
 use crate::disk::format::{self, Format};
 use crate::disk::layout::{Error, Layout};
 use crate::disk::lock::{Lock, Role};
@@ -52,6 +52,7 @@ impl Layout {
             rootfs,
             spreads,
             trash: part("trash")?,
+            volumes: part(VOLUMES)?,
             root: root.into(),
             path: path.to_owned(),
             records,

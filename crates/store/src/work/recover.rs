@@ -51,6 +51,7 @@ impl Inner {
             }
         }
         self.distrust()?;
+        self.discard_half_volumes()?;
         self.find_trash()?;
         Ok(())
     }

@@ -14,8 +14,8 @@ use crate::images::image;
 use crate::layers::layer;
 use crate::store::Inner;
 
-/// The store's space, in bytes on the disk. `layers_bytes + records_bytes + rootfs_bytes + trash_bytes + staging_bytes +
-/// partial_bytes` is what the store takes; the rest are parts of it.
+/// The store's space, in bytes on the disk. `layers_bytes + records_bytes + rootfs_bytes + volumes_bytes + trash_bytes +
+/// staging_bytes + partial_bytes` is what the store takes; the rest are parts of it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Usage {
     /// All layers.
@@ -42,6 +42,8 @@ pub struct Usage {
     pub staging_bytes: u64,
     /// Parts of blobs whose fetch ended early, for the next try.
     pub partial_bytes: u64,
+    /// Named volumes.
+    pub volumes_bytes: u64,
     /// Trash that is not deleted yet.
     pub trash_bytes: u64,
     /// Free on the file system, for root.
@@ -52,6 +54,17 @@ pub struct Usage {
     pub images: Vec<ImageUsage>,
     /// Living root file systems.
     pub rootfs: Vec<RootfsUsage>,
+    /// Named volumes.
+    pub volumes: Vec<VolumeUsage>,
+}
+
+/// The space of one named volume.
+#[derive(Debug, Clone, Serialize)]
+pub struct VolumeUsage {
+    /// Its name.
+    pub name: String,
+    /// All that is in it.
+    pub bytes: u64,
 }
 
 /// The space of one named image.
@@ -160,6 +173,11 @@ impl Inner {
         usage.trash_bytes = tree_bytes(&self.layout.trash, &|_| true);
         // Includes the server's pairs and spares, some kilobytes each.
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));
+        for volume in self.volumes()? {
+            let bytes = tree_bytes(&self.layout.volumes, &|name| name == volume.name);
+            usage.volumes_bytes += bytes;
+            usage.volumes.push(VolumeUsage { name: volume.name, bytes });
+        }
         usage.staging_bytes = tree_bytes(&self.layout.staging, &|_| true);
         usage.partial_bytes = tree_bytes(&self.layout.partial, &|_| true);
         if let Ok(fs) = rustix::fs::fstatvfs(&self.layout.root) {

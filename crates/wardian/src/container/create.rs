@@ -44,7 +44,7 @@ pub struct Args {
 /// Creates a container, and prints its handle.
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { server, making, image } = args;
-    let spec = making.spec(image.as_deref())?;
+    let spec = making.spec(image.as_deref(), server.is_local())?;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
         let handle = create(&server, &client, &spec, &mut signals).await?;

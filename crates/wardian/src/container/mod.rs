@@ -9,6 +9,7 @@ mod format;
 pub mod inspect;
 pub mod logs;
 pub mod manage;
+mod mounts;
 pub mod network;
 pub mod ps;
 pub mod run;
@@ -17,6 +18,7 @@ pub mod spec;
 pub mod stats;
 mod status;
 mod terminal;
+pub mod volume;
 
 use crate::context::{self, File, Sourced, Status};
 use anyhow::{Context as _, Result};
@@ -101,6 +103,11 @@ impl Server {
                 clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, text).exit()
             }
         }
+    }
+
+    /// Whether the server is on this host, and so has the same files.
+    pub fn is_local(&self) -> bool {
+        matches!(self.socket, Address::Unix(_))
     }
 
     /// Returns the files with the CAs, the certificate and the key: from the flags, and for a server on TCP also from

@@ -140,7 +140,7 @@ async fn work(args: Args) -> Result<ExitCode> {
     // With --rm, the keys do not detach: this process must stay to destroy the container.
     let wanted = wanted.wanted(!rm);
     wanted.check()?;
-    let spec = making.spec(image.as_deref())?;
+    let spec = making.spec(image.as_deref(), server.is_local())?;
     let (client, mut signals) = (server.client()?, Signals::catch()?);
     wanted.foreground(&mut signals).await?;
     wanted.prepare(&mut process);

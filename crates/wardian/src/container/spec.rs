@@ -1,5 +1,6 @@
 //! Specs of containers and processes, from the command line.
 
+use super::mounts::Mounts;
 use super::network::Network;
 use crate::exit::mistake;
 use crate::image::{hex_digest, with_app};
@@ -7,11 +8,9 @@ use crate::store::size;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use wardian_engine::Pull;
-use wardian_garden::wire::{
-    BindMount, ContainerSpec, CpuLimits, DiskLimits, ImageRef, Limits, MemoryLimits, PidLimits,
-};
+use wardian_garden::wire::{ContainerSpec, CpuLimits, DiskLimits, ImageRef, Limits, MemoryLimits, PidLimits};
 use wardian_store::{DiskLimit, Scope};
 
 /// Variables.
@@ -87,9 +86,8 @@ pub struct Making {
     /// is unreachable), never [default: missing]
     #[arg(long, value_name = "WHEN")]
     pull: Option<Pull>,
-    /// Show a file or directory of the host inside; rw unless told otherwise
-    #[arg(short = 'v', long = "volume", value_name = "HOST:CONTAINER[:ro|rw]", value_parser = volume)]
-    volumes: Vec<BindMount>,
+    #[command(flatten)]
+    mounts: Mounts,
     /// Most memory, swap included: 500000000, 512M (2^20), 512MB (10^6)
     #[arg(short = 'm', long, value_name = "BYTES", value_parser = memory)]
     memory: Option<u64>,
@@ -145,13 +143,11 @@ impl Making {
         Ok(ImageRef { uri, pull, ..ImageRef::default() })
     }
 
-    /// Returns the container's spec; without an image the server uses its default.
-    pub fn spec(&self, image: Option<&str>) -> Result<ContainerSpec> {
-        distinct(&self.volumes).map_err(mistake)?;
+    /// Returns the container's spec; without an image the server uses its default. `local`: the server is on this host.
+    pub fn spec(&self, image: Option<&str>, local: bool) -> Result<ContainerSpec> {
         let mut spec = ContainerSpec {
             handle: self.name.clone().unwrap_or_default(),
             image: self.image(image).map_err(mistake)?,
-            bind_mounts: self.volumes.clone(),
             properties: self.properties.iter().cloned().collect::<BTreeMap<_, _>>(),
             env: self.env.all()?,
             privileged: self.privileged,
@@ -167,6 +163,7 @@ impl Making {
             },
             ..ContainerSpec::default()
         };
+        self.mounts.enter(&mut spec, local)?;
         self.network.enter(&mut spec)?;
         Ok(spec)
     }
@@ -232,23 +229,6 @@ impl Disk {
     }
 }
 
-/// Refuses two volumes at the same path, one of which would be hidden.
-fn distinct(volumes: &[BindMount]) -> Result<()> {
-    for (index, volume) in volumes.iter().enumerate() {
-        // Compared as paths, so that repeated slashes do not matter.
-        let is_same = |other: &&BindMount| Path::new(&other.dst_path) == Path::new(&volume.dst_path);
-        if let Some(other) = volumes[..index].iter().find(is_same) {
-            bail!(
-                "two volumes are to be at {}: {} would hide {}; leave one out, or give it another place",
-                volume.dst_path,
-                volume.src_path,
-                other.src_path
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Makes a relative path absolute, because the server does not know this program's working directory. A name is left
 /// alone.
 fn uri(image: &str) -> Result<String> {
@@ -280,29 +260,6 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn volume(text: &str) -> Result<BindMount, String> {
-    parse_volume(text).map_err(|error| error.to_string())
-}
-
-fn parse_volume(text: &str) -> Result<BindMount> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, inside, mode) = match parts[..] {
-        [source, inside] => (source, inside, "rw"),
-        [source, inside, mode] => (source, inside, mode),
-        _ => bail!("expected HOST:CONTAINER[:ro|rw]"),
-    };
-    ensure!(!source.is_empty() && !inside.is_empty(), "expected HOST:CONTAINER[:ro|rw]");
-    ensure!(Path::new(inside).is_absolute(), "the path in the container must be absolute, not {inside:?}");
-    let source = std::path::absolute(source).with_context(|| format!("find {source}"))?;
-    let source = source.into_os_string().into_string().ok().context("its path is not UTF-8")?;
-    let mode = match mode {
-        "ro" => 0,
-        "rw" => 1,
-        other => bail!("{other:?} is neither ro nor rw"),
-    };
-    Ok(BindMount { src_path: source, dst_path: inside.to_owned(), mode, origin: 0 })
-}
-
 /// Returns the command to run: the words after the image or handle, or those after a `--`.
 pub fn command(words: Vec<String>, last: Vec<String>) -> Vec<String> {
     let mut all = words;
@@ -317,18 +274,6 @@ pub fn command(words: Vec<String>, last: Vec<String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn volumes() {
-        let there = |text: &str| parse_volume(text).map(|v| (v.src_path, v.dst_path, v.mode)).ok();
-        assert_eq!(there("/a:/b"), Some(("/a".into(), "/b".into(), 1)));
-        assert_eq!(there("/a:/b:ro"), Some(("/a".into(), "/b".into(), 0)));
-        let here = std::env::current_dir().unwrap().join("x");
-        assert_eq!(there("x:/b:rw"), Some((here.to_str().unwrap().into(), "/b".into(), 1)));
-        for bad in ["/a", "/a:b", "/a:/b:z", ":/b", "/a:", "/a:/b:ro:x", ""] {
-            assert!(there(bad).is_none(), "{bad}");
-        }
-    }
 
     #[test]
     fn variables() {
@@ -399,12 +344,12 @@ mod tests {
             ..Making::default()
         };
         let app = "?app=https://h/a.tgz%3Fx=1%26y=2&app_path=/home/vcap";
-        assert_eq!(making(None).spec(Some("alpine")).unwrap().image.uri, format!("alpine{app}"));
+        assert_eq!(making(None).spec(Some("alpine"), true).unwrap().image.uri, format!("alpine{app}"));
         let digest = "0f".repeat(32);
-        let spec = making(Some(&digest)).spec(None).unwrap();
+        let spec = making(Some(&digest)).spec(None, true).unwrap();
         assert_eq!(spec.image.uri, format!("{app}&app_digest={digest}"));
-        assert!(making(Some("0F")).spec(None).is_err());
-        assert!(making(None).spec(Some("alpine?app=/b.tar&app_path=/b")).is_err());
+        assert!(making(Some("0F")).spec(None, true).is_err());
+        assert!(making(None).spec(Some("alpine?app=/b.tar&app_path=/b"), true).is_err());
     }
 
     #[test]

@@ -95,6 +95,12 @@ pub fn store(config: &Config) -> Result<(), Error> {
                 other.id
             )));
         }
+        if let Some(volume) = opened.store.volumes()?.first() {
+            let name = &volume.name;
+            return Err(failed(format!(
+                "the volume {name} is in it: remove volumes by `wardian volume rm` first"
+            )));
+        }
         for record in opened.store.published()? {
             let id = record.published.unwrap_or_default();
             let path = path.join("images").join(&id);
@@ -109,7 +115,8 @@ pub fn store(config: &Config) -> Result<(), Error> {
         if emptied.is_none() {
             return Err(failed("the disk is slow".into()));
         }
-        erase::all(&path).map_err(|error| failed(chain(&error)))?;
+        let all = erase::Parts { images: true, volumes: true };
+        erase::parts(&path, all).map_err(|error| failed(chain(&error)))?;
         wardian_store::run::leave(&run);
         // It stays if there is anything else in it.
         for dir in [run.join("rootfs"), run.join("l"), run] {

@@ -91,6 +91,7 @@ async fn a_whole_container_is_copied_without_what_the_kernel_makes_up() {
         dst_path: dst.into(),
         mode: 0,
         origin: 0,
+        idmap: false,
     };
     let spec =
         ContainerSpec { handle: "h".into(), bind_mounts: vec![bind("/mnt/shared")], ..Default::default() };
@@ -142,6 +143,7 @@ async fn what_cannot_be_read_is_named_and_the_rest_is_copied() {
         dst_path: "/mnt/shared".into(),
         mode: 0,
         origin: 0,
+        idmap: false,
     };
     let client = server.client();
     let spec = ContainerSpec { handle: "h".into(), bind_mounts: vec![bind], ..Default::default() };
@@ -290,7 +292,8 @@ async fn bind_mounts_with_long_paths_fit_or_are_refused() {
         let deep = format!("/{}/", "d".repeat(200)).repeat(10);
         let path = |n: usize| format!("{}/{n:03}", &deep[..length - 4]);
         let src_path = base.path().join("f").to_str().unwrap().to_owned();
-        let bind = |n| BindMount { src_path: src_path.clone(), dst_path: path(n), mode: 0, origin: 0 };
+        let bind =
+            |n| BindMount { src_path: src_path.clone(), dst_path: path(n), mode: 0, origin: 0, idmap: false };
         (0..128).map(bind).collect()
     };
     let spec = |handle: &str, length| ContainerSpec {

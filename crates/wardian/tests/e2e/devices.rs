@@ -263,7 +263,13 @@ fn node(path: &Path, kind: rustix::fs::FileType, major: u32, minor: u32) {
 }
 
 fn bind(from: &Path, to: &str) -> BindMount {
-    BindMount { src_path: from.to_str().unwrap().into(), dst_path: to.into(), mode: 1, origin: 0 }
+    BindMount {
+        src_path: from.to_str().unwrap().into(),
+        dst_path: to.into(),
+        mode: 1,
+        origin: 0,
+        idmap: false,
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use wardian_garden::Io;
 use wardian_garden::wire::ProcessSpec;
 
 /// Writes an OCI layout of busybox with this config.
-fn layout(server: &Server, name: &str, config: &Value) -> PathBuf {
+pub fn layout(server: &Server, name: &str, config: &Value) -> PathBuf {
     let dir = server.base().join(name);
     let tars = [fs::read(server.image()).unwrap(), tar_of(&[("of", name.as_bytes())])];
     let ids: Vec<_> = tars.iter().map(|tar| format!("sha256:{}", digest(tar))).collect();
@@ -28,7 +28,7 @@ fn layout(server: &Server, name: &str, config: &Value) -> PathBuf {
     dir
 }
 
-fn uri(dir: &Path) -> String {
+pub fn uri(dir: &Path) -> String {
     format!("oci://{}", dir.display())
 }
 

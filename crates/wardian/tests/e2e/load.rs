@@ -411,6 +411,7 @@ async fn a_disk_that_is_full() {
         dst_path: "/small".into(),
         mode: 1,
         origin: 0,
+        idmap: false,
     };
     client.create(&ContainerSpec { bind_mounts: vec![bind], ..spec("f") }).await.unwrap();
     let big = tar_of(&[("big", &[1; 8 << 20])]);

@@ -117,6 +117,7 @@ mod told;
 mod transfers;
 mod tty;
 mod unheard;
+mod volumes;
 mod walkthrough;
 mod watchdog;
 mod web;

@@ -31,7 +31,7 @@ fn image(server: &Server, name: &str, links: &[(&str, &str)]) -> ImageRef {
 
 fn bind(src: &std::path::Path, to: &str) -> BindMount {
     let src_path = src.to_str().unwrap().to_owned();
-    BindMount { src_path, dst_path: to.to_owned(), mode: 1, origin: 0 }
+    BindMount { src_path, dst_path: to.to_owned(), mode: 1, origin: 0, idmap: false }
 }
 
 fn container(handle: &str, image: &ImageRef, privileged: bool) -> ContainerSpec {
@@ -234,7 +234,9 @@ async fn a_file_in_the_place_of_a_directory_is_named() {
         let create = client.create(&container("x", &image, false)).await;
         let error = message(create);
         assert!(error.contains(&format!("mount point {path}")), "{error}");
-        assert!(error.contains("no directory in the image, and must be"), "{error}");
+        // It is the mount point, or on the way to one.
+        let says = ["it is a file in the image", "no directory in the image, and must be"];
+        assert!(says.iter().any(|text| error.contains(text)), "{error}");
     }
     server.finish().await;
 }

@@ -183,6 +183,7 @@ async fn names_of_one_file_stay_names_of_one_file() {
         dst_path: format!("/t/{deep}"),
         mode: 1,
         origin: 0,
+        idmap: false,
     };
     let spec = ContainerSpec { handle: "v".into(), bind_mounts: vec![bind], ..Default::default() };
     client.create(&spec).await.unwrap();
@@ -249,6 +250,7 @@ async fn volumes_do_not_hide_each_other() {
         dst_path: to.into(),
         mode: 0,
         origin: 0,
+        idmap: false,
     };
     let binds = vec![bind("b", "/x"), bind("a", "/x")];
     let client = server.client();

@@ -31,7 +31,7 @@ fn entries(entries: &[(tar::EntryType, &str, u32, &str)]) -> Vec<u8> {
 async fn with_mount(server: &Server) -> (wardian_garden::Client, tempfile::TempDir) {
     let shared = crate::host_files::place();
     let src_path = shared.path().to_str().unwrap().into();
-    let mount = BindMount { src_path, dst_path: "/srv".into(), mode: 1, origin: 0 };
+    let mount = BindMount { src_path, dst_path: "/srv".into(), mode: 1, origin: 0, idmap: false };
     let spec = ContainerSpec { handle: "c".into(), bind_mounts: vec![mount], ..Default::default() };
     let client = server.client();
     client.create(&spec).await.unwrap();

@@ -110,6 +110,7 @@ async fn no_mount_inside_is_a_peer_of_one_of_the_host() {
             dst_path: "/bound".to_owned(),
             mode: 1,
             origin: 0,
+            idmap: false,
         };
         let spec = ContainerSpec {
             handle: handle.into(),
