@@ -5,7 +5,7 @@
 //! | folder or file | what is in it |
 //! |---|---|
 //! | `start`, `shared` | an engine, and what all its parts share |
-//! | `create`, `destroy`, `stop`, `restore`, `grace` | an operation each |
+//! | `create`, `destroy`, `stop`, `pause`, `restore`, `grace` | an operation each |
 //! | `run`, `pea`, `transfer`, `network` | what is done in a living container |
 //! | `assemble` | what a container and a pea are launched from |
 //! | `container/` | one container: its state, its record, its clock, its peas |
@@ -32,6 +32,7 @@ mod instance;
 mod keeper;
 mod metrics;
 mod network;
+mod pause;
 mod pea;
 mod process;
 mod ready;
@@ -45,6 +46,7 @@ mod start;
 mod stop;
 mod seen;
 mod sweeper;
+mod top;
 mod transfer;
 
 pub use admission::bounds::shown;
@@ -64,7 +66,11 @@ pub use container::{Condition, Seen};
 pub use seen::{Mounted, Overview};
 pub use ready::ids::IdRanges;
 pub use reset::{Cleared, Removed, clear, reset};
-pub use spec::{BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Window};
+pub use spec::{
+    BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, StopSignal, Window,
+};
+pub use stop::Stop;
+pub use top::{Row, Top};
 pub use transfer::Transfer;
 pub use wardian_network::egress::networks;
 pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, Rule, Transport, Wanted};
@@ -72,7 +78,9 @@ pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, 
 pub use wardian_runtime::failpoints::NAMES as KEEPER_FAILPOINTS;
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
-pub use wardian_store::{DiskDriver, DiskLimit, LayerProgress, Login, Pull, Scope};
+pub use wardian_store::{
+    Change, ChangeKind, Changes, DiskDriver, DiskLimit, LayerProgress, Login, Pull, Scope,
+};
 
 use container::Container;
 use shared::Shared;

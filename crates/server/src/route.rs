@@ -39,6 +39,16 @@ pub(crate) enum Route {
     History,
     /// The egress rules of a container; wardian's own.
     EgressRules,
+    /// Freezes a container; wardian's own.
+    Pause,
+    /// Lets a frozen container go on; wardian's own.
+    Unpause,
+    /// Signals a process; wardian's own.
+    Signal,
+    /// The processes of a container; wardian's own.
+    Top,
+    /// What a container has changed in its root file system; wardian's own.
+    Changes,
     /// The images that are brought into the store; wardian's own.
     ImagesUnderWay,
     /// The events from now on; wardian's own.
@@ -78,6 +88,11 @@ impl Route {
                 | R::CpuLimits
                 | R::DiskLimits
                 | R::SetDiskLimits
+                | R::Pause
+                | R::Unpause
+                | R::Signal
+                | R::Top
+                | R::Changes
                 | R::MemoryLimits
                 | R::Properties
                 | R::Property
@@ -88,7 +103,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 38] = [
+const TABLE: [(&str, &str, Route); 43] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -120,6 +135,11 @@ const TABLE: [(&str, &str, Route); 38] = [
     ("PUT", "/wardian/containers/:handle/limits/disk", Route::SetDiskLimits),
     ("GET", "/wardian/containers/:handle/history", Route::History),
     ("GET", "/wardian/containers/:handle/net/out", Route::EgressRules),
+    ("PUT", "/wardian/containers/:handle/pause", Route::Pause),
+    ("PUT", "/wardian/containers/:handle/unpause", Route::Unpause),
+    ("POST", "/wardian/containers/:handle/processes/:pid/signal", Route::Signal),
+    ("GET", "/wardian/containers/:handle/top", Route::Top),
+    ("GET", "/wardian/containers/:handle/changes", Route::Changes),
     ("GET", "/wardian/images/under_way", Route::ImagesUnderWay),
     ("GET", "/wardian/events", Route::Events),
     ("GET", "/wardian/containers", Route::Overviews),

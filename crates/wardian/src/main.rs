@@ -6,6 +6,7 @@
 mod container;
 mod doctor;
 mod exit;
+mod flags;
 mod grootfs;
 mod image;
 mod lab;
@@ -64,6 +65,18 @@ enum Command {
     Limit(container::manage::Limit),
     /// End the processes of containers, which stay
     Stop(container::manage::Stop),
+    /// Freeze the processes of containers
+    Pause(container::pause::Args),
+    /// Let the processes of paused containers go on
+    Unpause(container::pause::Args),
+    /// Signal a process of containers, or end all their processes at once
+    Kill(container::signal::Kill),
+    /// List the processes in a container
+    Top(container::top::Args),
+    /// List what a container has changed in its root file system
+    Diff(container::diff::Args),
+    /// Write the root file system of a container as a tar
+    Export(container::export::Args),
     /// Destroy containers, with everything in them
     Rm(container::manage::Rm),
     /// Print what happens to containers, as it happens
@@ -96,9 +109,12 @@ fn main() -> ExitCode {
         return grootfs::run(args);
     }
     let done = match words::meant(std::env::args_os().collect()) {
-        words::Meant::Ours(args) => match Cli::try_parse_from(args) {
+        words::Meant::Ours(args) => match Cli::try_parse_from(&args) {
             Ok(cli) => run(cli.command),
-            Err(said) => print::parser(said),
+            Err(said) => match flags::answer(&args, &said) {
+                Some(text) => Err(exit::mistake(anyhow::anyhow!(text))),
+                None => print::parser(said),
+            },
         },
         words::Meant::Answer(text) => Err(exit::mistake(anyhow::anyhow!(text))),
     };
@@ -126,6 +142,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Allow(args) => container::network::allow(args),
         Command::Limit(args) => container::manage::limit(args),
         Command::Stop(args) => container::manage::stop(args),
+        Command::Pause(args) => container::pause::pause(args),
+        Command::Unpause(args) => container::pause::unpause(args),
+        Command::Kill(args) => container::signal::kill(args),
+        Command::Top(args) => container::top::run(args),
+        Command::Diff(args) => container::diff::run(args),
+        Command::Export(args) => container::export::run(args),
         Command::Rm(args) => container::manage::rm(args),
         Command::Events(args) => container::events::run(args),
         Command::Image(args) => image::run(args),

@@ -355,6 +355,8 @@ pub struct Config {
     pub entrypoint: Vec<String>,
     /// The arguments that follow unless there are others; without an entrypoint the program is the first of them.
     pub command: Vec<String>,
+    /// The signal that a stop begins with, as the image names it; may be empty.
+    pub stop_signal: String,
     /// The platform of the image, as `linux/arm64`, if it differs from the host's. Escaped and cut.
     pub foreign: Option<String>,
 }
@@ -400,6 +402,7 @@ struct RunConfig {
     working_dir: Option<String>,
     entrypoint: Option<Few<String, MAX_ARGS>>,
     cmd: Option<Few<String, MAX_ARGS>>,
+    stop_signal: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -425,6 +428,7 @@ impl ImageConfig {
                 working_dir: run.working_dir.unwrap_or_default(),
                 entrypoint: run.entrypoint.map_or_else(Vec::new, |args| args.0),
                 command: run.cmd.map_or_else(Vec::new, |args| args.0),
+                stop_signal: run.stop_signal.unwrap_or_default(),
                 foreign: platform.foreign(),
             },
             diff_ids: raw.rootfs.diff_ids.map_or_else(Vec::new, |ids| ids.0),
