@@ -175,6 +175,31 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// As fingers have learned it from docker.
+    #[test]
+    fn flags_come_in_any_order() {
+        for typed in [
+            "exec -it -w /x -u 0 -e A=1 web sh",
+            "exec -u 0 -e A=1 -ti -w /x web -- sh -c true",
+            "exec -w/x -itu0 web ls -l",
+            "run --rm -it busybox",
+            "run -it --rm busybox sh",
+            "run -ti --name x -m 64M -c 512 -l a=b -l c=d --rm busybox",
+            "stop -t 3 a b c",
+            "stop -t3 a",
+            "kill -s HUP a",
+            "rm -f a b",
+            "events --since 10m --until 5m -f event=oom --filter container=a",
+            "stats --no-stream",
+            "image load -qi x.tar",
+            "image save -o x.tar a b",
+            "image import - name",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("wardian").chain(typed.split(' ')));
+            assert!(parsed.is_ok(), "{typed}: {}", parsed.unwrap_err());
+        }
+    }
+
     /// The flags that errors advise exist in these commands, and in their help.
     #[test]
     fn limits_are_settings_of_the_stores_commands_too() {
