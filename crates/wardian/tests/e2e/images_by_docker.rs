@@ -99,6 +99,7 @@ async fn a_root_file_system_from_standard_input() {
     ok(&place, &["tag", &id, "third"]);
     ok(&place, &["image", "inspect", &id]);
     ok(&place, &["history", &id]);
+    assert_eq!(crate::commands::ok(&server, &["run", "--rm", &id, "echo", "by id"]), "by id\n");
     ok(&place, &["rmi", "again", "third"]);
     ok(&place, &["rmi", &id]);
     assert_eq!(names(&place), Vec::<String>::new());
