@@ -39,17 +39,18 @@ mod ready;
 mod reset;
 mod restore;
 mod run;
+mod seen;
 mod shared;
 mod slow;
 mod spec;
 mod start;
 mod stop;
-mod seen;
 mod sweeper;
 mod top;
 mod transfer;
 
 pub use admission::bounds::shown;
+pub use container::{Condition, Seen};
 pub use error::{Error, Result, Whose};
 pub use events::{Event, Heard, Listener, What};
 pub use failpoints::NAMES as FAILPOINTS;
@@ -58,14 +59,13 @@ pub use history::{Kind, Life, Operation, Step};
 pub use image::{Bringing, for_client};
 pub use inspect::{Capacity, Info, Listed, Properties, Property};
 pub use metrics::Metrics;
-pub use process::output::{Output, Stream, Waits};
 pub use process::about::{About, Ending};
 pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note};
+pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
-pub use container::{Condition, Seen};
-pub use seen::{Mounted, Overview};
 pub use ready::ids::IdRanges;
 pub use reset::{Cleared, Removed, clear, reset};
+pub use seen::{Mounted, Overview};
 pub use spec::{
     BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, StopSignal, Window,
 };

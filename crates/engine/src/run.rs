@@ -6,9 +6,9 @@ use crate::container::lifecycle::Event;
 use crate::container::record::Record;
 use crate::failpoints::Point;
 use crate::keeper::{self, Keeper};
+use crate::process::Process;
 use crate::process::about::About;
 use crate::process::kept::{self, Kept};
-use crate::process::Process;
 use crate::spec::{Defaults, OfImage, ProcessSpec};
 use crate::{Engine, Error, Result};
 use std::os::fd::{AsFd, OwnedFd};
@@ -64,7 +64,11 @@ impl Engine {
         }
         bounds::process(&spec)?;
         if spec.keep_output > kept::MOST {
-            let message = format!("at most {} bytes of a process's output are kept, not {}", kept::MOST, spec.keep_output);
+            let message = format!(
+                "at most {} bytes of a process's output are kept, not {}",
+                kept::MOST,
+                spec.keep_output
+            );
             return Err(Error::Invalid(message));
         }
         let about = Arc::new(About::new(&spec));

@@ -162,9 +162,9 @@ impl Engine {
         let mut found = containers.values().filter(|container| container.id.starts_with(name));
         match (found.next(), found.next()) {
             (Some(one), None) if !name.is_empty() => Ok(one.handle.clone()),
-            (Some(_), Some(_)) if !name.is_empty() => {
-                Err(Error::Invalid(format!("the ids of several containers begin with {name}: give more digits")))
-            }
+            (Some(_), Some(_)) if !name.is_empty() => Err(Error::Invalid(format!(
+                "the ids of several containers begin with {name}: give more digits"
+            ))),
             _ => Err(Error::UnknownHandle(name.to_owned())),
         }
     }

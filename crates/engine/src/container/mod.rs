@@ -12,9 +12,9 @@ use record::{Phase, Record};
 
 use crate::events::{Events, What};
 use crate::keeper::Keeper;
-use crate::process::leftover;
 use crate::process::about::{About, Ending};
 use crate::process::kept::Kept;
+use crate::process::leftover;
 use crate::process::{Over, Process};
 use crate::ready::ids::Lease;
 use crate::{Error, Result, Shared};
@@ -607,9 +607,11 @@ impl Container {
     pub fn processes(&self) -> Vec<Seen> {
         let seen = |known: &Known| match known {
             Known::Whole(process) if !process.is_started() => None,
-            Known::Whole(process) => {
-                Some(Seen { about: process.about().clone(), ending: process.ending(), kept: process.kept().cloned() })
-            }
+            Known::Whole(process) => Some(Seen {
+                about: process.about().clone(),
+                ending: process.ending(),
+                kept: process.kept().cloned(),
+            }),
             Known::Over(over) => {
                 Some(Seen { about: over.about.clone(), ending: Some(over.ending), kept: over.kept.clone() })
             }

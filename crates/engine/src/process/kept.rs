@@ -332,7 +332,8 @@ impl Kept {
         if state.slots.len() < 2 {
             return false;
         }
-        let Some(file) = state.file.clone().or_else(|| Some(Arc::new(self.place.file(OFlags::empty()).ok()?)))
+        let Some(file) =
+            state.file.clone().or_else(|| Some(Arc::new(self.place.file(OFlags::empty()).ok()?)))
         else {
             return false;
         };

@@ -240,7 +240,8 @@ impl Process {
     /// Waits for the end of the process; its descendants may still print.
     pub async fn exited(&self) -> Result<Ending> {
         let gone = || Error::UnknownProcess(self.id().to_owned());
-        let ended = self.shared.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
+        let ended =
+            self.shared.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
         ended.ok_or_else(gone)
     }
 

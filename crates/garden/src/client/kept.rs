@@ -49,7 +49,9 @@ impl KeptOutput {
     pub async fn next(&mut self) -> Result<Piece> {
         let mut head = [0; 16];
         match self.0.read_exact(&mut head).await {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(Error::Disconnected),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Err(Error::Disconnected);
+            }
             read => read.map(drop)?,
         }
         let (time, rest) = head.split_at(8);

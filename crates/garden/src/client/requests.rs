@@ -4,17 +4,17 @@ use super::address::{Address, bulk, container, escape, files, property};
 use super::answering::{Answering, Course, again};
 use super::connection::{Server, dial};
 use super::events::Events;
-use super::kept::KeptOutput;
 use super::hijack::{ERROR_LIMIT, ERROR_TIMEOUT, PROVISIONAL, hijack};
+use super::kept::KeptOutput;
 use super::process::{Io, Process};
 use super::tar::{ReaderBody, TAR_FAILURE, TarReader};
 use super::tls::{Tls, TlsFiles};
 use crate::error::{Error, Result};
 use crate::json::{decode, encode};
 use crate::wire::{
-    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Changes, Container, ContainerInfo, ContainerSpec, CpuLimits,
-    Created, Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits, Metrics, NetIn,
-    NetOutRule, ProcessSpec, ProcessState, PropertyValue, Signal, Stop, Top,
+    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Changes, Container, ContainerInfo, ContainerSpec,
+    CpuLimits, Created, Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits,
+    Metrics, NetIn, NetOutRule, ProcessSpec, ProcessState, PropertyValue, Signal, Stop, Top,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -230,7 +230,9 @@ impl Client {
 
     /// Returns the handle that is meant by a handle or the beginning of a container's id. Wardian's own.
     pub async fn named(&self, name: &str) -> Result<String> {
-        self.exact::<Handle>(&format!("/wardian{}", container(name, "/handle"))).await.map(|named| named.handle)
+        self.exact::<Handle>(&format!("/wardian{}", container(name, "/handle")))
+            .await
+            .map(|named| named.handle)
     }
 
     /// Waits for the end of a process, and returns how it has ended. Wardian's own.

@@ -128,7 +128,8 @@ impl Inner {
 
     /// Returns the image whose id begins so, if the text is as long as ids are printed, and no other image's does.
     fn kept_by_id(&self, id: &str) -> Result<Option<Kept>> {
-        let is_id = IDS.contains(&id.len()) && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let is_id =
+            IDS.contains(&id.len()) && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let all = if is_id { image::all(&self.layout)? } else { Vec::new() };
         let mut found = all.into_iter().filter(|image| image.id.starts_with(id));
         let Some(first) = found.next() else { return Ok(None) };

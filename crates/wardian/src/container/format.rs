@@ -23,7 +23,10 @@ pub enum Format {
 pub enum Part {
     Text(String),
     /// The path of a field; empty: the whole object. `json`: its JSON and not its text.
-    Field { path: Vec<String>, json: bool },
+    Field {
+        path: Vec<String>,
+        json: bool,
+    },
 }
 
 /// Parses a template.
@@ -45,7 +48,9 @@ pub fn parse(text: &str) -> Result<Format, String> {
         let path = inside
             .strip_prefix('.')
             .filter(|path| path.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)))
-            .ok_or_else(|| format!("{{{{{inside}}}}} is no field: expected {{{{.NAME}}}} or {{{{json .NAME}}}}"))?;
+            .ok_or_else(|| {
+                format!("{{{{{inside}}}}} is no field: expected {{{{.NAME}}}} or {{{{json .NAME}}}}")
+            })?;
         let path = path.split('.').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>();
         parts.push(Part::Field { path, json });
         rest = after;
@@ -183,7 +188,10 @@ mod tests {
         let of = |template: &str| filled(template, &row).unwrap();
         assert_eq!(of("{{.handle}}"), "web");
         assert_eq!(of("{{ .handle }}\\t{{.n}}x"), "web\t7x");
-        assert_eq!(of("{{.ports.0.host}} {{.ports}} {{json .handle}} [{{.none}}]"), "80 [{\"host\":80}] \"web\" []");
+        assert_eq!(
+            of("{{.ports.0.host}} {{.ports}} {{json .handle}} [{{.none}}]"),
+            "80 [{\"host\":80}] \"web\" []"
+        );
         assert_eq!(of("{{json .n}}{{json .ports}}"), "7[{\"host\":80}]");
         assert_eq!(of("{{.odd}}"), "a\\nb");
         assert!(of("{{json .}}").contains("\"handle\":\"web\""));

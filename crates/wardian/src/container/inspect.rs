@@ -106,7 +106,10 @@ mod tests {
     fn docker_finds_its_fields() {
         let all = with_docker(json!({"handle": "h", "address": "10.1.2.3", "main": {"exit_status": 4}}));
         assert_eq!((&all["Name"], &all["State"]["ExitCode"]), (&"h".into(), &4.into()));
-        assert_eq!((&all["State"]["Running"], &all["NetworkSettings"]["IPAddress"]), (&false.into(), &"10.1.2.3".into()));
+        assert_eq!(
+            (&all["State"]["Running"], &all["NetworkSettings"]["IPAddress"]),
+            (&false.into(), &"10.1.2.3".into())
+        );
         let all = with_docker(json!({"main": {"exit_status": null}}));
         assert_eq!(all["State"]["Status"], "running");
     }

@@ -13,8 +13,10 @@ use wardian_garden::{Client, KeptOutput, Piece};
 
 /// Whose output.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "The newest output of what `run`, `exec -d` and the like have started is kept, as much as --keep-output \
-    says there. It goes to standard output and standard error, as it came.")]
+#[command(
+    after_help = "The newest output of what `run`, `exec -d` and the like have started is kept, as much as --keep-output \
+    says there. It goes to standard output and standard error, as it came."
+)]
 pub struct Logs {
     #[command(flatten)]
     server: Server,
@@ -71,13 +73,16 @@ fn tail(text: &str) -> Result<Tail, String> {
 pub fn time(text: &str) -> Result<SystemTime, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         let since = Duration::try_from_secs_f64(seconds).ok();
-        return since.and_then(|since| UNIX_EPOCH.checked_add(since)).ok_or_else(|| "out of range".to_owned());
+        return since
+            .and_then(|since| UNIX_EPOCH.checked_add(since))
+            .ok_or_else(|| "out of range".to_owned());
     }
     if let Ok(ago) = humantime::parse_duration(text) {
         return SystemTime::now().checked_sub(ago).ok_or_else(|| "out of range".to_owned());
     }
-    humantime::parse_rfc3339_weak(text)
-        .map_err(|_| "expected how long ago (10m, 1h30m), a time (2026-11-24T13:40:02Z), or seconds since 1970".to_owned())
+    humantime::parse_rfc3339_weak(text).map_err(|_| {
+        "expected how long ago (10m, 1h30m), a time (2026-11-24T13:40:02Z), or seconds since 1970".to_owned()
+    })
 }
 
 fn ms(time: SystemTime) -> u64 {
@@ -109,7 +114,8 @@ async fn print_logs(client: &Client, args: &Logs) -> Result<ExitCode> {
     let printed = match args.tail {
         Tail::All => printer.all(&mut output).await,
         Tail::Lines(lines) => {
-            let (last, over) = last(&mut output, &printer, lines).await.map_err(|error| args.server.explain(error))?;
+            let (last, over) =
+                last(&mut output, &printer, lines).await.map_err(|error| args.server.explain(error))?;
             match printer.pieces(last).await {
                 Ok(()) if !over => printer.all(&mut output).await,
                 printed => printed.map_err(Failed::Write),
@@ -263,14 +269,16 @@ pub fn wait(args: Wait) -> Result<ExitCode> {
     let Wait { server, process, handles } = args;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
-        super::each(&handles, &mut signals, "waited for", async |name| {
-            let handle = server.named(&client, name).await?;
-            let ended = client
-                .wait(&handle, &process)
-                .await
-                .map_err(|error| server.no_process(error, &handle, &process))?;
-            let status = ended.exit_status.context("the server has not told how the process has ended")?;
-            print::text(&format!("{status}\n"))
+        super::each(&handles, &mut signals, "waited for", |name| {
+            let (client, server, process) = (client.clone(), server.clone(), process.clone());
+            async move {
+                let handle = server.named(&client, &name).await?;
+                let ended = client.wait(&handle, &process).await;
+                let ended = ended.map_err(|error| server.no_process(error, &handle, &process))?;
+                let status =
+                    ended.exit_status.context("the server has not told how the process has ended")?;
+                Ok(Some(status.to_string()))
+            }
         })
         .await
     })?;
@@ -312,9 +320,8 @@ mod tests {
     #[test]
     fn lines_are_stamped_where_they_begin() {
         let mut printer = Printer { timestamps: true, until: u64::MAX, ..Printer::default() };
-        let mut of = |stderr, text: &str| {
-            String::from_utf8(printer.stamped(stderr, 1000, text.into())).unwrap()
-        };
+        let mut of =
+            |stderr, text: &str| String::from_utf8(printer.stamped(stderr, 1000, text.into())).unwrap();
         assert_eq!(of(false, "a\nb"), "1970-01-01T00:00:01.000Z a\n1970-01-01T00:00:01.000Z b");
         assert_eq!(of(true, "e\n"), "1970-01-01T00:00:01.000Z e\n");
         assert_eq!(of(false, "b\n"), "b\n");

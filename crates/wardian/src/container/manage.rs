@@ -99,8 +99,12 @@ pub fn stop(args: Stop) -> anyhow::Result<ExitCode> {
         each(&handles, &mut signals, "stopped", |handle| {
             let (client, server, stop) = (client.clone(), server.clone(), stop.clone());
             async move {
-                let handle = server.named(&client, &handle).await?;
-                client.stop_so(&handle, &stop).await.map(|()| true).map_err(|error| server.explain(error))
+                let (name, handle) = (handle.clone(), server.named(&client, &handle).await?);
+                client
+                    .stop_so(&handle, &stop)
+                    .await
+                    .map(|()| Some(name))
+                    .map_err(|error| server.explain(error))
             }
         })
         .await
@@ -116,11 +120,11 @@ pub fn rm(args: Rm) -> anyhow::Result<ExitCode> {
         each(&handles, &mut signals, "destroyed", |handle| {
             let (client, server) = (client.clone(), server.clone());
             async move {
-                let handle = server.named(&client, &handle).await?;
+                let (name, handle) = (handle.clone(), server.named(&client, &handle).await?);
                 match client.destroy(&handle).await {
-                    Err(error) if force && error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(false),
+                    Err(error) if force && error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(None),
                     Err(error) => Err(server.explain(error)),
-                    Ok(()) => Ok(true),
+                    Ok(()) => Ok(Some(name)),
                 }
             }
         })

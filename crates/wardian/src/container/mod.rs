@@ -189,7 +189,9 @@ impl Server {
         }
         match client.named(name).await {
             Ok(handle) => Ok(handle),
-            Err(error @ Error::Garden(_)) if error.kind() != Some(ErrorKind::ContainerNotFound) => Err(error.into()),
+            Err(error @ Error::Garden(_)) if error.kind() != Some(ErrorKind::ContainerNotFound) => {
+                Err(error.into())
+            }
             // Other Garden servers do not know the request; the command's own one tells what is wrong.
             Err(_) => Ok(name.to_owned()),
         }
@@ -309,8 +311,8 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// How many containers a command works on at a time.
 const TOGETHER: usize = 16;
 
-/// Does the work for each handle, several at a time, also after a failure; handles and errors are printed in the order
-/// of the handles, the last error is returned. The work returns whether the handle is to be printed. A signal ends it
+/// Does the work for each handle, several at a time, also after a failure; lines and errors are printed in the order of
+/// the handles, the last error is returned. The work returns the line to print, if any. A signal ends it
 /// with a message that the containers which it has not printed may or may not be `done` (such as "stopped").
 pub async fn each<F>(
     handles: &[String],
@@ -319,7 +321,7 @@ pub async fn each<F>(
     work: impl Fn(String) -> F,
 ) -> Result<()>
 where
-    F: Future<Output = Result<bool>> + Send + 'static,
+    F: Future<Output = Result<Option<String>>> + Send + 'static,
 {
     let (mut waiting, mut running) = (handles.iter(), VecDeque::new());
     let mut failure: Option<anyhow::Error> = None;
@@ -344,8 +346,10 @@ where
                 return Err(crate::exit::interrupted(number, &text));
             }
         };
-        let told =
-            answer.and_then(|told| if told { crate::print::text(&format!("{handle}\n")) } else { Ok(()) });
+        let told = answer.and_then(|line| match line {
+            Some(line) => crate::print::text(&format!("{line}\n")),
+            None => Ok(()),
+        });
         if let Err(error) = told
             && let Some(earlier) = failure.replace(error)
         {

@@ -31,9 +31,9 @@ fn work(Args { server, handles }: &Args, pause: bool) -> anyhow::Result<ExitCode
         each(handles, &mut signals, if pause { "paused" } else { "going on" }, |handle| {
             let (client, server) = (client.clone(), server.clone());
             async move {
-                let handle = server.named(&client, &handle).await?;
+                let (name, handle) = (handle.clone(), server.named(&client, &handle).await?);
                 let done = if pause { client.pause(&handle).await } else { client.unpause(&handle).await };
-                done.map(|()| true).map_err(|error| server.explain_own(error, "pauses no containers"))
+                done.map(|()| Some(name)).map_err(|error| server.explain_own(error, "pauses no containers"))
             }
         })
         .await

@@ -167,8 +167,9 @@ pub async fn containers(
     properties: &BTreeMap<String, String>,
 ) -> Result<Vec<Container>> {
     client.containers(properties).await.map_err(|error| match error {
-        Error::Status { status: 404, .. } => anyhow::Error::new(error)
-            .context("this server does not tell what runs in its containers: it is no wardian, or an earlier one"),
+        Error::Status { status: 404, .. } => anyhow::Error::new(error).context(
+            "this server does not tell what runs in its containers: it is no wardian, or an earlier one",
+        ),
         error => server.explain(error),
     })
 }
@@ -263,7 +264,10 @@ mod tests {
         let row = row(&container(), false);
         assert_eq!((&row["ID"], &row["handle"]), (&"0123456789ab".into(), &"web-1".into()));
         assert_eq!(row["Command"], "nginx -g daemon off…");
-        assert_eq!((&row["state"], &row["Status"], &row["Labels"]), (&"exited".into(), &"exited (4)".into(), &"a=b".into()));
+        assert_eq!(
+            (&row["state"], &row["Status"], &row["Labels"]),
+            (&"exited".into(), &"exited (4)".into(), &"a=b".into())
+        );
         assert_eq!(command(&container(), true), "nginx -g daemon off; and more");
     }
 }

@@ -67,7 +67,9 @@ const KEPT: u64 = 1 << 20;
 
 fn kept(text: &str) -> Result<u64, String> {
     match size(text)? {
-        bytes if bytes > MOST_KEPT => Err("at most 64M are kept; have the program write more into a volume".to_owned()),
+        bytes if bytes > MOST_KEPT => {
+            Err("at most 64M are kept; have the program write more into a volume".to_owned())
+        }
         bytes => Ok(bytes),
     }
 }

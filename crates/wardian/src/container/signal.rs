@@ -38,12 +38,12 @@ pub fn kill(args: Kill) -> anyhow::Result<ExitCode> {
         each(&handles, &mut signals, if one.is_some() { "signalled" } else { "stopped" }, |handle| {
             let (client, server, one) = (client.clone(), server.clone(), one.clone());
             async move {
-                let handle = server.named(&client, &handle).await?;
+                let (name, handle) = (handle.clone(), server.named(&client, &handle).await?);
                 let Some((process, signal)) = one else {
                     let killed = client.stop(&handle, true).await;
-                    return killed.map(|()| true).map_err(|error| server.explain(error));
+                    return killed.map(|()| Some(name)).map_err(|error| server.explain(error));
                 };
-                client.signal(&handle, &process, &signal).await.map(|()| true).map_err(|error| {
+                client.signal(&handle, &process, &signal).await.map(|()| Some(name)).map_err(|error| {
                     if error.kind() != Some(ErrorKind::ProcessNotFound) {
                         return server.explain_own(error, "passes on no signals but TERM and KILL");
                     }

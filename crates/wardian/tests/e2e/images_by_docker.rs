@@ -75,11 +75,18 @@ async fn several_images_are_saved_and_loaded() {
     ok(&place, &["tag", "two:v2", "one"]);
     let loaded = said(&place, &["load", "-i", file]);
     assert!(loaded.code == Some(0) && loaded.err.contains("one was the image"), "{loaded:?}");
-    assert_eq!(server.client().create(&wardian_garden::wire::ContainerSpec {
-        handle: "c".into(),
-        rootfs: "two:v2".into(),
-        ..Default::default()
-    }).await.unwrap(), "c");
+    assert_eq!(
+        server
+            .client()
+            .create(&wardian_garden::wire::ContainerSpec {
+                handle: "c".into(),
+                rootfs: "two:v2".into(),
+                ..Default::default()
+            })
+            .await
+            .unwrap(),
+        "c"
+    );
     let staging = server.root().join("staging");
     let left: Vec<_> = fs::read_dir(&staging).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".tar")), "{left:?}");
@@ -128,7 +135,10 @@ async fn how_an_image_was_made() {
     let table = ok(&place, &["history", "made"]);
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].starts_with("LAYER") && lines.len() == 4, "{table}");
-    assert!(lines[1].contains("2026-01-03") && lines[1].ends_with('…') && !lines[1].starts_with('-'), "{table}");
+    assert!(
+        lines[1].contains("2026-01-03") && lines[1].ends_with('…') && !lines[1].starts_with('-'),
+        "{table}"
+    );
     assert!(lines[2].starts_with("- ") && lines[2].contains("ENV A=\\u{1b}[2Jb"), "{table}");
     assert!(lines[3].contains("ADD file:0123"), "{table}");
     assert!(lines.iter().all(|line| line.chars().count() <= 100), "{table}");

@@ -60,7 +60,10 @@ async fn peas_are_paused_with_their_container() {
     let server = Server::start().await;
     let client = server.create("p").await;
     let image = server.image_with("marker", "x");
-    let limits = ProcessLimits { memory_limits: MemoryLimits { limit_in_bytes: 64 << 20 }, ..ProcessLimits::default() };
+    let limits = ProcessLimits {
+        memory_limits: MemoryLimits { limit_in_bytes: 64 << 20 },
+        ..ProcessLimits::default()
+    };
     let own = ProcessSpec { id: "own".into(), limits: Some(limits), ..pea(&image, BUSY) };
     let below = ProcessSpec { id: "below".into(), ..pea(&image, BUSY) };
     let _own = client.run("p", &own, listen()).await.unwrap();
