@@ -14,7 +14,7 @@ use crate::image::gone;
 use crate::keeper::{Event, Keeper};
 use crate::ready::ids::Home;
 use crate::ready::keepers::Waiting;
-use crate::spec::{ContainerSpec, Defaults};
+use crate::spec::{ContainerSpec, Defaults, StopSignal};
 use crate::{Engine, Error, Result, Shared, grace, mounts};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,7 +25,7 @@ use wardian_runtime::bundle::Settings;
 use wardian_runtime::cgroup::devices::Devices;
 use wardian_runtime::wire::Create;
 use wardian_store::{DiskLimit, Image};
-use wardian_sys::failpoint;
+use wardian_sys::{failpoint, signal};
 
 impl Engine {
     /// Creates a container. Returns its handle, and warnings for the client.
@@ -160,6 +160,7 @@ impl Engine {
             volumes: config.volumes.clone(),
         };
         bounds::defaults(&defaults)?;
+        let stop_signal = stop_signal(spec.stop_signal, &config.stop_signal)?;
         let record = Record {
             version: VERSION,
             id: waiting.id.clone(),
@@ -172,6 +173,7 @@ impl Engine {
             defaults,
             properties: spec.properties.clone(),
             stopped: false,
+            stop_signal,
             made: None,
             made_ns: 0,
             limits: spec.limits,
@@ -292,6 +294,9 @@ impl Engine {
                     Event::Exited { id, status } => {
                         let ending = container.ending(&engine.shared, status);
                         if let Some(process) = container.process_ended(&engine.shared, &id, ending) {
+                            let pea = container.peas().into_iter().find(|(process, _)| *process == id);
+                            let pea = pea.map(|(_, pea)| pea);
+                            container.tell_ooms(&engine.shared.events, &engine.shared, pea.as_ref());
                             container.tell_end(&engine.shared.events, &id);
                             engine.after_pea(&container, &process);
                             engine.after_last(&container, &process);
@@ -323,6 +328,21 @@ impl Engine {
             // that its handle is not taken for ever.
             container.teardown_failed(&error);
         }
+    }
+}
+
+/// Returns the number of the signal that a stop begins with, 0 for TERM.
+fn stop_signal(wanted: StopSignal, of_image: &str) -> Result<i32> {
+    match wanted {
+        StopSignal::Term => Ok(0),
+        StopSignal::OfImage if of_image.is_empty() => Ok(0),
+        StopSignal::OfImage => signal::parse(of_image).map_err(|error| {
+            Error::Invalid(format!(
+                "the image's StopSignal: {error}; `--stop-signal TERM` chooses another one"
+            ))
+        }),
+        StopSignal::Number(number) if signal::from_number(number).is_some() => Ok(number),
+        StopSignal::Number(number) => Err(Error::Invalid(format!("stop_signal: no signal {number}"))),
     }
 }
 

@@ -131,6 +131,7 @@ impl Engine {
         tracing::debug!(handle, id, "rootfs.unmounting");
         let mut unmount_ms = 0.0;
         let mut by_force = true;
+        self.kill_frozen(container).await;
         if let Some(keeper) = container.any_keeper() {
             by_force = false;
             failpoint::reach(Point::DestroyKilling);

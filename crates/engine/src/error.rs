@@ -41,6 +41,20 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The process has ended.
+    #[error("process {process} has ended with status {status}")]
+    Ended {
+        /// Its id.
+        process: String,
+        /// Its exit status.
+        status: i32,
+    },
+    /// The container is paused: nothing can be started in it, nor be copied.
+    #[error("container {0} is paused: `wardian unpause {0}` lets it go on")]
+    Paused(String),
+    /// A container cannot be paused, or not go on.
+    #[error(transparent)]
+    Freezer(#[from] cgroup::freezer::Error),
     /// The server is overloaded: the request may succeed later. The text says what to do.
     #[error("{0}")]
     Busy(String),
@@ -224,6 +238,8 @@ impl Error {
             | Self::ProcessInUse(_)
             | Self::ExecutableNotFound(_)
             | Self::BeingDestroyed
+            | Self::Ended { .. }
+            | Self::Paused(_)
             | Self::UnknownProperty(_)
             // What broke it has been logged.
             | Self::Broken { .. }
@@ -243,6 +259,7 @@ impl Error {
             Self::Busy(_)
             | Self::GivenUp { .. }
             | Self::Cgroup(_)
+            | Self::Freezer(_)
             | Self::System { .. }
             | Self::IdMaps(_)
             | Self::Task { .. }

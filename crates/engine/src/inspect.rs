@@ -12,12 +12,19 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use wardian_network::Network;
+use wardian_store::Changes;
+
+/// Mount points that a container's create makes in its root file system where the image has none.
+const OWN: [&str; 9] =
+    ["dev", "proc", "sys", "tmp", "etc", "etc/hosts", "etc/resolv.conf", "etc/hostname", "dev/shm"];
 
 /// Information about a container.
 #[derive(Debug, Clone)]
 pub struct Info {
     /// `active` or `stopped`; a broken container says why in `events`.
     pub state: String,
+    /// Its processes are frozen.
+    pub paused: bool,
     /// Conditions that clients should know of: out of memory, broken, a failed writeback.
     pub events: Vec<String>,
     /// The container's directory on the host.
@@ -128,6 +135,7 @@ impl Engine {
         let cut = record.network.as_ref().is_some_and(is_cut).then(|| CUT_OFF.to_owned());
         Ok(Info {
             state: if is_stopped { "stopped" } else { "active" }.to_owned(),
+            paused: container.is_paused(),
             events: container
                 .is_out_of_memory(&self.shared)
                 .then(|| "Out of memory".to_owned())
@@ -150,9 +158,28 @@ impl Engine {
         self.shared.history.life(handle).ok_or_else(|| Error::UnknownHandle(handle.to_owned()))
     }
 
-    /// Subscribes to all events from now on.
-    pub fn listen(&self) -> Listener {
-        self.shared.events.listen()
+    /// Subscribes to all events from now on, and before that to the remembered ones since a time, in seconds since 1970.
+    pub fn listen(&self, since: Option<f64>) -> Listener {
+        self.shared.events.listen(since)
+    }
+
+    /// Lists what a container has changed in its root file system.
+    ///
+    /// # Errors
+    /// Unknown container, one of its kind is under way, or it cannot be read.
+    pub async fn changes(&self, handle: &str) -> Result<Changes> {
+        let container = self.find(handle)?;
+        container.look()?;
+        let looking = container.looking.clone().try_lock_owned();
+        let looking =
+            looking.map_err(|_| Error::Busy(format!("container {handle} is being looked at already")))?;
+        let shared = self.shared.clone();
+        let list = move || {
+            let _looking = looking;
+            shared.store.changes(&container.id, &OWN)
+        };
+        let listed = tokio::task::spawn_blocking(list).await.map_err(Error::task("diff"))?;
+        listed.map_err(Error::store("diff"))
     }
 
     /// Returns all properties of a container; `None` if the handle is unknown.

@@ -5,7 +5,7 @@
 //! | folder or file | what is in it |
 //! |---|---|
 //! | `start`, `shared` | an engine, and what all its parts share |
-//! | `create`, `destroy`, `stop`, `restore`, `grace` | an operation each |
+//! | `create`, `destroy`, `stop`, `pause`, `restore`, `grace` | an operation each |
 //! | `run`, `pea`, `transfer`, `network` | what is done in a living container |
 //! | `assemble` | what a container and a pea are launched from |
 //! | `container/` | one container: its state, its record, its clock, its peas |
@@ -34,6 +34,7 @@ mod metrics;
 mod mounts;
 mod network;
 mod overall;
+mod pause;
 mod pea;
 mod process;
 mod ready;
@@ -47,6 +48,7 @@ mod spec;
 mod start;
 mod stop;
 mod sweeper;
+mod top;
 mod transfer;
 mod volumes;
 
@@ -69,8 +71,11 @@ pub use ready::ids::{IdRanges, highest as highest_id};
 pub use reset::{Cleared, Removed, clear, reset};
 pub use seen::{Mounted, Overview};
 pub use spec::{
-    BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, Tmpfs, VolumeMount, Window,
+    BindMount, ContainerSpec, Defaults, Limits, OfImage, ProcessSpec, PullTerms, StopSignal, Tmpfs,
+    VolumeMount, Window,
 };
+pub use stop::Stop;
+pub use top::{Row, Top};
 pub use transfer::Transfer;
 pub use volumes::Used as UsedVolume;
 pub use wardian_network::egress::networks;
@@ -79,7 +84,9 @@ pub use wardian_network::{Bandwidth, Driver, Mapping, Network, Order, Protocol, 
 pub use wardian_runtime::failpoints::NAMES as KEEPER_FAILPOINTS;
 /// The most root file systems that are mounted ahead for an image.
 pub use wardian_store::ready::MOST as MOST_READY_ROOTFS;
-pub use wardian_store::{DiskDriver, DiskLimit, LayerProgress, Login, Pull, Scope};
+pub use wardian_store::{
+    Change, ChangeKind, Changes, DiskDriver, DiskLimit, LayerProgress, Login, Pull, Scope,
+};
 
 use container::Container;
 use shared::Shared;

@@ -191,6 +191,8 @@ impl Engine {
             number.into_iter().for_each(|number| self.shared.records.forget_process(&record.id, number));
         }
         self.restore_peas(&container);
+        self.restore_pause(&container);
+        container.knows_ooms(&self.shared);
         self.watch(&container, events);
         tracing::debug!(handle = record.handle, id = record.id, "restore.found");
         Some(container)

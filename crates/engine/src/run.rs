@@ -91,7 +91,10 @@ impl Engine {
         let (engine, theirs, started) = (self.clone(), container.clone(), process.clone());
         // The start runs in a task of its own: a client that disconnects must not leave half a pea.
         let task = async move {
-            let result = engine.start_process(&theirs, &keeper, &started, spec).await;
+            let result = match theirs.going().await {
+                Ok(_going) => engine.start_process(&theirs, &keeper, &started, spec).await,
+                Err(error) => Err(error),
+            };
             match &result {
                 Ok(()) => {
                     engine.resumed(&theirs);

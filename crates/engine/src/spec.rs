@@ -34,8 +34,22 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// The container's network.
     pub network: Order,
+    /// The signal that a stop begins with.
+    pub stop_signal: StopSignal,
     /// How long the container lives without a call; zero: the server's default.
     pub grace_time: Duration,
+}
+
+/// The signal that a stop of a container begins with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StopSignal {
+    /// TERM, whatever the image says: Garden's.
+    #[default]
+    Term,
+    /// The image's, or else TERM.
+    OfImage,
+    /// The one with this number.
+    Number(i32),
 }
 
 /// Limits of a container or a pea; zero means none.

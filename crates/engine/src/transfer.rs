@@ -81,17 +81,21 @@ impl Engine {
         bounds::transfer(user, path)?;
         let container = self.find(handle)?;
         let keeper = container.keeper()?;
+        if container.is_paused() {
+            return Err(Error::Paused(container.handle.clone()));
+        }
         let entry = self.shared.cgroups.enter_v2(&container.id)?;
         let (user, path) = (user.to_owned(), path.to_owned());
         let can_cancel = keeper.has(wire::Feature::Confinement);
         let (wanted, dropped) = tokio::sync::oneshot::channel::<std::convert::Infallible>();
         let task = tokio::spawn(async move {
             let tar = theirs.as_fd();
+            let going = container.going().await?;
             let asked =
                 keeper.transfer(wire::Transfer { inward, user, path, tar, place: entry.as_fds() }).await;
             // This process's copy of the helper's pipe end must be closed while the helper works, or the end
             // of the pipe would never be seen.
-            drop((theirs, entry));
+            drop((theirs, entry, going));
             failpoint::reach(if inward { Point::StreamInBegun } else { Point::StreamOutBegun });
             let answer = async {
                 let asked = asked?;

@@ -90,6 +90,8 @@ ContainerSpec {
     #[serde(skip_serializing_if = "zero")] tmpfs: Vec<Tmpfs>,
     /// Errors and warnings about mounts name the flags of the command line. Wardian's own.
     #[serde(skip_serializing_if = "zero")] by_flags: bool,
+    /// The signal that a stop begins with, by name or number; `image`: the image's; empty: TERM. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] stop_signal: String,
 });
 
 wire!(/// An image and the credentials to fetch it.
@@ -390,6 +392,9 @@ pub struct ContainerInfo<P = BTreeMap<String, String>> {
     pub properties: Option<P>,
     /// Its port mappings.
     pub mapped_ports: Option<Vec<PortMapping>>,
+    /// Its processes are frozen. Wardian's own.
+    #[serde(skip_serializing_if = "zero")]
+    pub paused: bool,
 }
 
 /// A port mapping in [`ContainerInfo`].
@@ -423,6 +428,58 @@ wire!(/// The request to stop.
 Stop {
     /// Kill the processes at once, without a TERM before.
     kill: bool,
+    /// The first signal, by name or number; empty: the container's own. Wardian's own.
+    #[serde(skip_serializing_if = "zero")] signal: String,
+    /// Seconds between it and KILL; none: ten. Wardian's own.
+    #[serde(skip_serializing_if = "Option::is_none")] seconds: Option<u64>,
+});
+
+wire!(/// A signal for a process; wardian's own.
+Signal {
+    /// By name or number.
+    signal: String,
+});
+
+wire!(/// A process as the host sees it; wardian's own.
+TopProcess {
+    /// Its number in the container.
+    pid: i32,
+    /// Its parent's number there; 0: it has none there.
+    parent: i32,
+    /// Its number on the host.
+    host_pid: i32,
+    /// Its user's number in the container.
+    user: u32,
+    /// R, S, D, T, Z … as in proc_pid_stat(5).
+    state: String,
+    /// Nanoseconds of processor time.
+    cpu_ns: u64,
+    /// Program and arguments; in brackets the name alone.
+    command: String,
+});
+
+wire!(/// The processes of a container; wardian's own.
+Top {
+    /// By their numbers in the container.
+    processes: Vec<TopProcess>,
+    /// There are more than are told.
+    cut: bool,
+});
+
+wire!(/// A path that a container has changed; wardian's own.
+Change {
+    /// `A`: added, `C`: changed, `D`: deleted.
+    kind: String,
+    /// The path.
+    path: String,
+});
+
+wire!(/// What a container has changed in its root file system; wardian's own.
+Changes {
+    /// The changes; a directory comes before what is in it.
+    changes: Vec<Change>,
+    /// There are more than are told.
+    cut: bool,
 });
 
 wire!(/// The value of a property.
@@ -499,7 +556,8 @@ History {
 
 wire!(/// An event; wardian's own.
 Event {
-    /// `create`, `destroy`, `stop`, `broken`, `process-start`, `process-exit`; `lost`: this listener was too slow.
+    /// `create`, `destroy`, `stop`, `pause`, `unpause`, `oom`, `broken`, `process-start`, `process-exit`; `lost`: this
+    /// listener was too slow; `forgotten`: earlier events that it asked for are not remembered.
     event: String,
     /// Seconds since 1970.
     #[serde(skip_serializing_if = "zero")] time: f64,

@@ -227,6 +227,18 @@ pub enum Error {
         /// The type that it gives itself, escaped and cut.
         kind: String,
     },
+    /// An archive of docker holds several images, and none was asked for.
+    #[error("{what}: {why}")]
+    Several {
+        /// The archive's list.
+        what: String,
+        /// Their names, and how one is asked for.
+        why: String,
+        /// A name of each image that has one, as the archive has it.
+        names: Vec<String>,
+        /// How many have none.
+        nameless: usize,
+    },
     /// The layout holds no such image, or several.
     #[error("{what}: {why}")]
     Select {

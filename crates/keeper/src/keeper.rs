@@ -356,7 +356,8 @@ impl Keeper {
     fn signal(&self, id: &str, signal: i32) -> Result<(), Fail> {
         // The pid belongs to an unreaped child, so the kernel cannot have reused it.
         let pid = self.find(id)?.pid;
-        let signal = Signal::from_named_raw(signal).ok_or_else(|| other(format!("no signal {signal}")))?;
+        let signal =
+            wardian_sys::signal::from_number(signal).ok_or_else(|| other(format!("no signal {signal}")))?;
         pid.map_or(Ok(()), |pid| kill_process(pid, signal).map_err(other))
     }
 

@@ -86,8 +86,64 @@ pub(crate) fn container(spec: wire::ContainerSpec) -> Result<engine::ContainerSp
             // A property, which the engine heeds.
             dns: Vec::new(),
         },
+        stop_signal: stop_signal(&spec.stop_signal)?,
         grace_time,
     })
+}
+
+fn stop_signal(text: &str) -> Result<engine::StopSignal, Refusal> {
+    match text {
+        "" => Ok(engine::StopSignal::Term),
+        "image" => Ok(engine::StopSignal::OfImage),
+        text => signal("stop_signal", text).map(engine::StopSignal::Number),
+    }
+}
+
+/// Converts a signal's name or number.
+pub(crate) fn signal(field: &str, text: &str) -> Result<i32, Refusal> {
+    wardian_sys::signal::parse(text).map_err(|error| format!("{field}: {error}"))
+}
+
+/// Converts the request to stop a container.
+pub(crate) fn stop(stop: &wire::Stop) -> Result<engine::Stop, Refusal> {
+    let number = Some(stop.signal.as_str()).filter(|text| !text.is_empty());
+    Ok(engine::Stop {
+        kill: stop.kill,
+        signal: number.map(|text| signal("signal", text)).transpose()?,
+        grace: stop.seconds.map(Duration::from_secs),
+    })
+}
+
+/// Converts a time in seconds since 1970.
+pub(crate) fn time(field: &str, text: &str) -> Result<f64, Refusal> {
+    let time = text.parse::<f64>().ok().filter(|time| time.is_finite());
+    time.ok_or_else(|| format!("{field}: {:?} is no time in seconds since 1970", clip(text, SHOWN)))
+}
+
+pub(crate) fn top(top: engine::Top) -> wire::Top {
+    let process = |row: engine::Row| wire::TopProcess {
+        pid: row.pid,
+        parent: row.parent,
+        host_pid: row.host_pid,
+        user: row.user,
+        state: row.state.to_string(),
+        cpu_ns: row.cpu_ns,
+        command: row.command,
+    };
+    wire::Top { processes: top.processes.into_iter().map(process).collect(), cut: top.cut }
+}
+
+pub(crate) fn changes(changes: &engine::Changes) -> wire::Changes {
+    let change = |change: &engine::Change| wire::Change {
+        kind: match change.kind {
+            engine::ChangeKind::Added => "A",
+            engine::ChangeKind::Changed => "C",
+            engine::ChangeKind::Deleted => "D",
+        }
+        .to_owned(),
+        path: String::from_utf8_lossy(&change.path).into_owned(),
+    };
+    wire::Changes { changes: changes.changes.iter().map(change).collect(), cut: changes.cut }
 }
 
 fn bandwidth(limits: &wire::BandwidthLimits) -> Result<Option<engine::Bandwidth>, Refusal> {
@@ -353,6 +409,7 @@ fn no_info<'a>() -> wire::ContainerInfo<&'a Properties> {
         process_ids: None,
         properties: None,
         mapped_ports: None,
+        paused: false,
     }
 }
 
@@ -379,6 +436,7 @@ pub(crate) fn info(info: &engine::Info) -> wire::ContainerInfo<&Properties> {
             network.map(|network| network.mappings().iter().map(port).collect()).unwrap_or_default(),
         ),
         state: info.state.clone(),
+        paused: info.paused,
         events: Some(info.events.clone()).filter(|events| !events.is_empty()),
         container_path: info.container_path.clone(),
         properties: Some(&info.properties),

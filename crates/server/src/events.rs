@@ -4,6 +4,7 @@ use crate::reply::date;
 use crate::state::State;
 use crate::taken::{Taken, ended};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use wardian_engine::{Heard, Listener};
 use wardian_garden::encode;
@@ -13,6 +14,8 @@ pub(crate) struct Events {
     pub(crate) listener: Listener,
     /// The container whose events are wanted; `None`: all.
     pub(crate) handle: Option<String>,
+    /// The stream ends at this time, in seconds since 1970; `None`: with the client or the server.
+    pub(crate) until: Option<f64>,
 }
 
 /// Writes events to the raw connection: only there a client that hangs up is noticed while no event is due.
@@ -34,8 +37,17 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut events: Events) -> std
         "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nDate: {date}\r\nConnection: close\r\n\r\n"
     );
     writer.write_all(head.as_bytes()).await?;
-    while let Some(heard) = events.listener.next().await {
+    let mut over = std::pin::pin!(until(events.until));
+    loop {
+        let heard = tokio::select! {
+            // What has happened before the end is told, also if the end is in the past.
+            biased;
+            heard = events.listener.next() => heard,
+            () = &mut over => return Ok(()),
+        };
+        let Some(heard) = heard else { return Ok(()) };
         let line = match heard {
+            Heard::Event(event) if events.until.is_some_and(|until| event.time > until) => return Ok(()),
             Heard::Event(event) if events.handle.as_ref().is_some_and(|handle| *handle != event.handle) => {
                 continue;
             }
@@ -44,8 +56,16 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut events: Events) -> std
                 tracing::info!(lost, "a slow listener loses events");
                 encode(&serde_json::json!({"event": "lost", "lost": lost}))
             }
+            Heard::Forgotten => encode(&serde_json::json!({"event": "forgotten"})),
         };
         writer.write_all(&line).await?;
     }
-    Ok(())
+}
+
+/// Waits for a time, in seconds since 1970; for ever without one.
+async fn until(time: Option<f64>) {
+    let Some(time) = time else { return std::future::pending().await };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let end = Duration::try_from_secs_f64(time.max(0.0)).unwrap_or(Duration::MAX);
+    tokio::time::sleep(end.saturating_sub(now)).await;
 }

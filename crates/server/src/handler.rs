@@ -235,7 +235,7 @@ async fn answer(
         }
         Route::Stop => {
             let stop: wire::Stop = read(request, SMALL, None).await?;
-            engine.stop(handle, stop.kill).await?;
+            engine.stop(handle, convert::stop(&stop).map_err(Failure::Refused)?).await?;
             done()
         }
         Route::Properties => {
@@ -291,6 +291,28 @@ async fn answer(
             let path = [handle, segment(1), segment(2)];
             return Ok(Answer::Accepted(attach::Accepted::output(state, path, true)?, call));
         }
+        Route::Pause => {
+            engine.pause(handle).await?;
+            done()
+        }
+        Route::Unpause => {
+            engine.unpause(handle).await?;
+            done()
+        }
+        Route::Signal => {
+            let body: wire::Signal = read(request, SMALL, None).await?;
+            let number = convert::signal("signal", &body.signal).map_err(Failure::Malformed)?;
+            engine.signal(handle, segment(1), number).await?;
+            done()
+        }
+        Route::Top => {
+            let top = convert::top(engine.top(handle).await?);
+            large::reply(state, cut, move |out| write(out, &top)).await?
+        }
+        Route::Changes => {
+            let changes = engine.changes(handle).await?;
+            large::large(state, cut, move |out| write(out, &convert::changes(&changes))).await?
+        }
         Route::History => {
             let life = engine.history(handle)?;
             large::reply(state, cut, move |out| write(out, &life)).await?
@@ -316,12 +338,17 @@ async fn answer(
             done()
         }
         Route::Events => {
-            let handle = query(request.uri().query()).remove("handle");
+            let mut fields = query(request.uri().query());
+            let handle = fields.remove("handle");
+            let mut time =
+                |name: &str| fields.remove(name).map(|text| convert::time(name, &text)).transpose();
+            let since = time("since").map_err(Failure::Malformed)?;
+            let until = time("until").map_err(Failure::Malformed)?;
             // The handle is kept as long as the listener.
             if let Some(long) = handle.as_ref().filter(|handle| handle.len() > 255) {
                 return Err(wardian_engine::Error::UnknownHandle(long.clone()).into());
             }
-            let events = crate::events::Events { listener: engine.listen(), handle };
+            let events = crate::events::Events { listener: engine.listen(since), handle, until };
             return Ok(Answer::Accepted(attach::Accepted::Events(events), call));
         }
         Route::Overviews => {

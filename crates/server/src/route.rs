@@ -41,6 +41,16 @@ pub(crate) enum Route {
     EgressRules,
     /// The server: what it is set to, and what it has; wardian's own.
     Overall,
+    /// Freezes a container; wardian's own.
+    Pause,
+    /// Lets a frozen container go on; wardian's own.
+    Unpause,
+    /// Signals a process; wardian's own.
+    Signal,
+    /// The processes of a container; wardian's own.
+    Top,
+    /// What a container has changed in its root file system; wardian's own.
+    Changes,
     /// The images that are brought into the store; wardian's own.
     ImagesUnderWay,
     /// The events from now on; wardian's own.
@@ -86,6 +96,11 @@ impl Route {
                 | R::CpuLimits
                 | R::DiskLimits
                 | R::SetDiskLimits
+                | R::Pause
+                | R::Unpause
+                | R::Signal
+                | R::Top
+                | R::Changes
                 | R::MemoryLimits
                 | R::Properties
                 | R::Property
@@ -96,7 +111,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 44] = [
+const TABLE: [(&str, &str, Route); 49] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -129,6 +144,11 @@ const TABLE: [(&str, &str, Route); 44] = [
     ("GET", "/wardian/containers/:handle/history", Route::History),
     ("GET", "/wardian/containers/:handle/net/out", Route::EgressRules),
     ("GET", "/wardian/info", Route::Overall),
+    ("PUT", "/wardian/containers/:handle/pause", Route::Pause),
+    ("PUT", "/wardian/containers/:handle/unpause", Route::Unpause),
+    ("POST", "/wardian/containers/:handle/processes/:pid/signal", Route::Signal),
+    ("GET", "/wardian/containers/:handle/top", Route::Top),
+    ("GET", "/wardian/containers/:handle/changes", Route::Changes),
     ("GET", "/wardian/images/under_way", Route::ImagesUnderWay),
     ("GET", "/wardian/events", Route::Events),
     ("GET", "/wardian/containers", Route::Overviews),

@@ -13,6 +13,7 @@ fn state(condition: &Condition) -> (&str, &str) {
     match condition {
         Condition::Creating => ("creating", ""),
         Condition::Active => ("active", ""),
+        Condition::Paused => ("paused", ""),
         Condition::Stopped => ("stopped", ""),
         Condition::Broken(reason) => ("broken", reason),
         Condition::Ending => ("destroying", ""),

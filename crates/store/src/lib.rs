@@ -48,6 +48,7 @@ mod threads;
 mod work;
 
 pub use config::Config;
+pub use disk::inbox::Inbox;
 pub use disk::limit::{Bound, DiskLimit, Scope, TooSmall, Written};
 pub use disk::lock::run_of;
 pub use disk::record::{Record as RootfsRecord, Used};
@@ -61,6 +62,7 @@ pub use images::reference::Reference;
 pub use images::terms::{NoPull, Pull};
 pub use layers::layer;
 pub use layers::owner::Owner;
+pub use mounts::changes::{Change, Changes, Kind as ChangeKind};
 pub use mounts::driver::{DiskDriver, Unusable};
 pub use mounts::measure::Measured;
 pub use mounts::ready;

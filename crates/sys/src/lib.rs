@@ -26,6 +26,7 @@ pub mod procfs;
 pub mod program;
 pub mod project_quota;
 pub mod seccomp;
+pub mod signal;
 pub mod spawn;
 pub mod stderr;
 pub mod text;

@@ -186,9 +186,25 @@ pub fn vmstat(text: &str) -> Result<VmStat, Error> {
     Ok(VmStat { dirtied: pages("nr_dirtied")?, written: pages("nr_written")? })
 }
 
+/// Returns the processor time of a process, in ticks, from its `/proc/PID/stat` (`utime` and `stime`); `None`: the text
+/// is none. The name in it, which the process chooses, may have any characters but ends at the last `)`.
+pub fn processor_ticks(text: &str) -> Option<u64> {
+    let (_, fields) = text.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    let (user, system) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    Some(user.saturating_add(system))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_of_a_process_that_calls_itself_something_odd() {
+        let text = "7 (a) R 1) S 1 7 7 0 -1 4194560 1 2 3 4 50 6 7 8 20 0 1 0 9 0 0";
+        assert_eq!(processor_ticks(text), Some(56));
+        assert_eq!((processor_ticks("7 (a"), processor_ticks("7 (a) S 1")), (None, None));
+    }
 
     #[test]
     fn traffic_of_all_links_but_loopback() {

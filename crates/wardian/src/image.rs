@@ -1,6 +1,8 @@
 //! `wardian image`.
 
 mod export;
+mod history;
+mod load;
 mod registry;
 
 use crate::exit::{self, mistake};
@@ -55,9 +57,12 @@ enum Command {
     /// Import an image from a file or directory: its layers are verified, unpacked and written to the disk
     Import {
         /// A file or directory (a root file system or a tar of one, what docker or podman saved, an OCI layout or a tar of
-        /// one; plain, gzip or zstd; detected by its content), or an address: tar://, oci://, oci-archive:// or
-        /// docker-archive:// with an absolute path; with -t also docker://
+        /// one; plain, gzip or zstd; detected by its content), - for such a file on standard input, or an address: tar://,
+        /// oci://, oci-archive:// or docker-archive:// with an absolute path; with -t also docker://
         source: String,
+        /// As -t
+        #[arg(value_name = "NAME", conflicts_with = "tag")]
+        name: Option<String>,
         /// Name of the image; busybox, busybox:latest and docker.io/library/busybox are one name [default: the names in the
         /// source, at most 64 (names that look like files, such as i.tar, are skipped)]
         #[arg(short = 't', long = "tag", value_name = "NAME")]
@@ -69,9 +74,41 @@ enum Command {
         /// power cut takes the image
         #[arg(long)]
         no_wait: bool,
+        /// Print its id alone
+        #[arg(short, long)]
+        quiet: bool,
         /// This is the process in the background.
         #[arg(long, hide = true)]
         detached: bool,
+    },
+    /// Load the images that docker or podman saved, from a file or standard input; their names are taken from others
+    Load {
+        /// The file [default: standard input]
+        #[arg(short, long, value_name = "FILE")]
+        input: Option<String>,
+        /// Print their ids alone
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Save images in one archive, which docker, podman and `load` read
+    Save {
+        /// The file to make; one that exists is replaced [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Show how an image was made: its layers and the commands that made them, newest first
+    History {
+        /// Print ids of layers alone
+        #[arg(short, long)]
+        quiet: bool,
+        /// Print all of each command
+        #[arg(long)]
+        no_trunc: bool,
+        /// Its name
+        name: String,
     },
     /// Fetch images ahead of time, so that no container waits for them; those in the store are not fetched again
     Prefetch {
@@ -189,20 +226,40 @@ enum Command {
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { place, command } = args;
     match command {
-        Command::Import { source, tag, force, no_wait: true, .. } => {
-            return import_apart(&place, &source, tag, force);
+        Command::Import { source, tag, name, force, no_wait: true, .. } => {
+            ensure!(
+                source != load::INPUT,
+                mistake(anyhow::anyhow!("--no-wait: standard input has to be waited for"))
+            );
+            return import_apart(&place, &source, tag.or(name), force);
         }
-        Command::Import { source, tag, force, detached, .. } => {
+        Command::Import { source, name, tag, force, quiet, detached, .. } => {
             let store = place.open()?;
-            let done = import(&place, &store, &source, tag, force, detached);
+            let what = Import { tag: tag.or(name), force, quiet, detached };
+            let done = match source.as_str() {
+                load::INPUT => {
+                    load::input(&store).and_then(|(_inbox, path)| import(&place, &store, &path, what))
+                }
+                source => import(&place, &store, source, what),
+            };
             place.leave(&store);
             done?;
+        }
+        Command::Load { input, quiet } => return load::load(&place, input.as_deref(), quiet),
+        Command::Save { output, names } => {
+            let dest = output.unwrap_or_else(|| load::INPUT.into());
+            let to = export::target(dest, Some(Format::DockerArchive), false, true).map_err(mistake)?;
+            export::export(&place, &names, &to)?;
+        }
+        Command::History { quiet, no_trunc, name } => {
+            let store = place.open_existing()?;
+            history::print(&place, &store, &meant(&store, &name), quiet, no_trunc)?;
         }
         Command::Prefetch { sources } => return prefetch(&place, &sources),
         Command::AddLayer { image, app, path, tag, digest } => {
             let store = place.open()?;
             let source = with_app(&address(&store, &image)?, &app, &path, digest.as_deref())?;
-            let done = import(&place, &store, &source, Some(tag), false, false);
+            let done = import(&place, &store, &source, Import { tag: Some(tag), ..Import::default() });
             place.leave(&store);
             done?;
         }
@@ -222,7 +279,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Unpin { names } => return each(&names, &mut pin(place.open_existing()?, false)),
         Command::Export { name, dest, format, keep_privileges, force } => {
             let to = export::target(dest, format, keep_privileges, force).map_err(mistake)?;
-            export::export(&place, &name, &to)?;
+            export::export(&place, &[name], &to)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -363,14 +420,21 @@ fn step_back() -> Result<()> {
     Ok(())
 }
 
-fn import(
-    place: &Place,
-    store: &Store,
-    text: &str,
+/// How an image is imported.
+#[derive(Debug, Clone, Default)]
+struct Import {
+    /// Its name; none: those in the source.
     tag: Option<String>,
+    /// Names in the source are taken from other images.
     force: bool,
+    /// Its id alone is printed.
+    quiet: bool,
+    /// This is a process in the background.
     detached: bool,
-) -> Result<()> {
+}
+
+fn import(place: &Place, store: &Store, text: &str, what: Import) -> Result<()> {
+    let Import { tag, force, quiet, detached } = what;
     let wish = if force || tag.is_some() { Wish::Operator } else { Wish::Source };
     let mut names: Vec<String> = tag.map(|tag| short(&tag).to_owned()).into_iter().collect();
     // Held until the end: for an archive compressed as a whole it keeps the decompressed file, which later reads
@@ -422,7 +486,7 @@ fn import(
     }
     warn(&image);
     let watched = progress.layers();
-    let answer = || report(place, store, &image, &names, &replaced, &watched);
+    let answer = || report(place, store, &image, &names, &replaced, &watched, quiet);
     if detached {
         answer()?;
         step_back()?;
@@ -532,6 +596,7 @@ fn report(
     names: &[String],
     replaced: &[Named],
     watched: &[Arc<LayerProgress>],
+    quiet: bool,
 ) -> Result<()> {
     // An image with an app has the id of an ordinary image under its name.
     let id = match names.first() {
@@ -545,6 +610,9 @@ fn report(
              import the image again",
             suspect.chain_id
         );
+    }
+    if quiet && !place.json {
+        return print::text(&format!("{}\n", print::short(&id)));
     }
     let fetched = |chain: &str| watched.iter().any(|l| l.chain_id == chain && l.phase() == Phase::Done);
     if place.json {

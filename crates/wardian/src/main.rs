@@ -8,6 +8,7 @@ mod container;
 mod context;
 mod doctor;
 mod exit;
+mod flags;
 mod gdn;
 mod grootfs;
 mod help;
@@ -75,6 +76,18 @@ enum Command {
     Limit(container::manage::Limit),
     /// End the processes of containers, which stay
     Stop(container::manage::Stop),
+    /// Freeze the processes of containers
+    Pause(container::pause::Args),
+    /// Let the processes of paused containers go on
+    Unpause(container::pause::Args),
+    /// Signal a process of containers, or end all their processes at once
+    Kill(container::signal::Kill),
+    /// List the processes in a container
+    Top(container::top::Args),
+    /// List what a container has changed in its root file system
+    Diff(container::diff::Args),
+    /// Write the root file system of a container as a tar
+    Export(container::export::Args),
     /// Destroy containers, with everything in them
     Rm(container::manage::Rm),
     /// Print what happens to containers, as it happens
@@ -132,7 +145,10 @@ fn wardian() -> anyhow::Result<ExitCode> {
     match words::meant(std::env::args_os().collect()) {
         words::Meant::Ours(args) => match parse(&args) {
             Ok(command) => run(command),
-            Err(error) => error.downcast().map_or_else(Err, print::parser),
+            Err(error) => error.downcast().map_or_else(Err, |said| match flags::answer(&args, &said) {
+                Some(text) => Err(exit::mistake(anyhow::anyhow!(text))),
+                None => print::parser(said),
+            }),
         },
         words::Meant::Answer(text) => Err(exit::mistake(anyhow::anyhow!(text))),
     }
@@ -161,6 +177,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Allow(args) => container::network::allow(args),
         Command::Limit(args) => container::manage::limit(args),
         Command::Stop(args) => container::manage::stop(args),
+        Command::Pause(args) => container::pause::pause(args),
+        Command::Unpause(args) => container::pause::unpause(args),
+        Command::Kill(args) => container::signal::kill(args),
+        Command::Top(args) => container::top::run(args),
+        Command::Diff(args) => container::diff::run(args),
+        Command::Export(args) => container::export::run(args),
         Command::Rm(args) => container::manage::rm(args),
         Command::Events(args) => container::events::run(args),
         Command::Volume(command) => container::volume::run(command),
@@ -186,6 +208,31 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         help::command().debug_assert();
+    }
+
+    /// As fingers have learned it from docker.
+    #[test]
+    fn flags_come_in_any_order() {
+        for typed in [
+            "exec -it -w /x -u 0 -e A=1 web sh",
+            "exec -u 0 -e A=1 -ti -w /x web -- sh -c true",
+            "exec -w/x -itu0 web ls -l",
+            "run --rm -it busybox",
+            "run -it --rm busybox sh",
+            "run -ti --name x -m 64M -c 512 -l a=b -l c=d --rm busybox",
+            "stop -t 3 a b c",
+            "stop -t3 a",
+            "kill -s HUP a",
+            "rm -f a b",
+            "events --since 10m --until 5m -f event=oom --filter container=a",
+            "stats --no-stream",
+            "image load -qi x.tar",
+            "image save -o x.tar a b",
+            "image import - name",
+        ] {
+            let parsed = Cli::try_parse_from(std::iter::once("wardian").chain(typed.split(' ')));
+            assert!(parsed.is_ok(), "{typed}: {}", parsed.unwrap_err());
+        }
     }
 
     /// The flags that errors advise exist in these commands, and in their help.

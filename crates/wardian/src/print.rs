@@ -49,7 +49,7 @@ pub fn written(bytes: &[u8]) -> Result<bool> {
 }
 
 /// Commands that take something away, which nobody is to run by a slip of the keyboard.
-const DESTROYING: [&str; 4] = ["rm", "reset", "stop", "delete"];
+const DESTROYING: [&str; 5] = ["rm", "reset", "stop", "delete", "kill"];
 
 /// Prints the parser's message: help to standard output, an error to standard error.
 pub fn parser(mut said: clap::Error) -> Result<ExitCode> {

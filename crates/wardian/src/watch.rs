@@ -161,6 +161,31 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
+/// The width of the terminal on standard error; 80 if it does not say.
+fn columns() -> u16 {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
+    size.map(|size| size.ws_col).ok().filter(|columns| *columns > 0).unwrap_or(80)
+}
+
+/// The template of a layer's line, which fits a terminal so wide: a line that wraps is drawn anew below the old one.
+fn for_layer(columns: u16) -> &'static str {
+    match columns {
+        80.. => "  {prefix} {bar:24} {bytes:>11} of {total_bytes:<11} {msg}",
+        56.. => "  {prefix} {bytes:>11} of {total_bytes:<11} {msg}",
+        40.. => "  {prefix} {bytes:>11} {msg}",
+        _ => "{prefix} {msg}",
+    }
+}
+
+/// The template of the line of a single bar.
+fn for_all(columns: u16) -> &'static str {
+    match columns {
+        80.. => "  {msg} {bar:24} {bytes:>11} of {total_bytes} {elapsed}",
+        56.. => "  {msg} {bytes:>11} of {total_bytes} {elapsed}",
+        _ => "  {msg} {bytes}",
+    }
+}
+
 /// A progress bar for each layer of an image.
 #[derive(Debug, Default)]
 pub struct Bars {
@@ -173,7 +198,7 @@ impl Bars {
     pub fn show(&mut self, at: usize, chain_id: &str, size: u64, read: u64, phase: Phase) {
         while self.bars.len() <= at {
             let bar = self.all.add(ProgressBar::new(size));
-            bar.set_style(style("  {prefix} {bar:30} {bytes:>11} of {total_bytes:<11} {msg}"));
+            bar.set_style(style(for_layer(columns())));
             self.bars.push(bar);
         }
         let (position, what) = match phase {
@@ -256,7 +281,7 @@ pub fn spinner<T>(what: &'static str, work: impl FnOnce() -> T) -> T {
 pub fn bar<T>(what: &'static str, done: impl Fn() -> (u64, u64) + Send, work: impl FnOnce() -> T) -> T {
     drawn(work, move |end| {
         let bar = ProgressBar::new(done().1);
-        bar.set_style(style("  {msg} {bar:30} {bytes:>11} of {total_bytes} {elapsed}"));
+        bar.set_style(style(for_all(columns())));
         bar.set_message(what);
         while goes_on(end) {
             let (position, size) = done();
@@ -265,4 +290,38 @@ pub fn bar<T>(what: &'static str, done: impl Fn() -> (u64, u64) + Send, work: im
         }
         bar.finish_and_clear();
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The width of a line, with the longest values there are.
+    fn width(template: &str) -> usize {
+        let mut line = template.to_owned();
+        for (name, longest) in [
+            ("{prefix}", "0123456789ab"),
+            ("{bar:24}", "########################"),
+            ("{bytes:>11}", " 999.99 MiB"),
+            ("{bytes}", "999.99 MiB"),
+            ("{total_bytes:<11}", "999.99 MiB "),
+            ("{total_bytes}", "999.99 MiB"),
+            ("{msg}", "already here"),
+            ("{elapsed}", "59m"),
+        ] {
+            line = line.replace(name, longest);
+        }
+        assert!(!line.contains('{'), "{line}");
+        line.len()
+    }
+
+    #[test]
+    fn lines_fit_the_terminal() {
+        for columns in [30, 40, 55, 56, 79, 80, 200] {
+            for template in [for_layer(columns), for_all(columns)] {
+                assert!(width(template) <= usize::from(columns), "{columns}: {template}");
+                ProgressStyle::with_template(template).unwrap();
+            }
+        }
+    }
 }

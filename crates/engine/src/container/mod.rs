@@ -21,7 +21,9 @@ use crate::{Error, Result, Shared};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::RwLock;
 use wardian_network::{self as network, Network};
 use wardian_runtime::stats::Files;
 use wardian_runtime::wire::ENDED_KEPT;
@@ -45,6 +47,14 @@ pub struct Container {
     network: Mutex<Option<Attached>>,
     /// The grace-time clock.
     clock: Mutex<Clock>,
+    /// Its processes are frozen.
+    paused: AtomicBool,
+    /// Held for reading while something is started in it, and for writing while it is paused.
+    pub starts: RwLock<()>,
+    /// Held while its processes or its files are listed: a container may make that last, and only one waits for it.
+    pub looking: Arc<tokio::sync::Mutex<()>>,
+    /// The kills for want of memory that listeners were told of.
+    ooms: AtomicU64,
     /// Held while the record is written; readers of the record do not wait for that.
     saving: Mutex<()>,
     inner: Mutex<Inner>,
@@ -92,6 +102,8 @@ pub enum Condition {
     Creating,
     /// It lives.
     Active,
+    /// It lives; its processes are frozen.
+    Paused,
     /// It lives; a stop has ended its processes.
     Stopped,
     /// It can only be destroyed, for this reason.
@@ -247,6 +259,10 @@ impl Container {
             lease: OnceLock::new(),
             network: Mutex::default(),
             clock: Mutex::default(),
+            paused: AtomicBool::new(false),
+            starts: RwLock::default(),
+            looking: Arc::default(),
+            ooms: AtomicU64::new(0),
             saving: Mutex::default(),
             inner: Mutex::new(inner),
         }
@@ -408,6 +424,7 @@ impl Container {
             lifecycle::State::Creating { .. } => Condition::Creating,
             lifecycle::State::Ending { .. } | lifecycle::State::Gone => Condition::Ending,
             lifecycle::State::Broken { reason, .. } => Condition::Broken(reason.clone()),
+            _ if self.is_paused() => Condition::Paused,
             state if state.is_stopped() => Condition::Stopped,
             _ => Condition::Active,
         };
@@ -432,6 +449,16 @@ impl Container {
     /// Whether the container is stopped: see [`lifecycle::State::is_stopped`].
     pub fn is_stopped(&self) -> bool {
         self.inner.lock().state.is_stopped()
+    }
+
+    /// Whether its processes are frozen.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// See [`Container::is_paused`].
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
     }
 
     /// Returns the pid that the container's pid 1 has on the host.
@@ -627,6 +654,21 @@ impl Container {
     /// Returns the cgroup files with the container's statistics.
     pub fn files(&self, shared: &Shared) -> &Files {
         self.files.get_or_init(|| Files::new(&shared.cgroups, &self.id, true))
+    }
+
+    /// Tells listeners if the OOM killer has killed a process since the last call. `pea`: the living pea whose process
+    /// has ended.
+    pub fn tell_ooms(&self, events: &Events, shared: &Shared, pea: Option<&Pea>) {
+        let kills = self.files(shared).oom_kills();
+        let known = self.ooms.fetch_max(kills, Ordering::AcqRel);
+        if kills > known || pea.is_some_and(|pea| pea.is_out_of_memory(shared, &self.id)) {
+            events.tell(&self.handle, &self.id, What::Oom);
+        }
+    }
+
+    /// Notes the kills that an earlier server has told of.
+    pub fn knows_ooms(&self, shared: &Shared) {
+        self.ooms.store(self.files(shared).oom_kills(), Ordering::Release);
     }
 
     /// Whether the OOM killer has killed a process of the container or of one of its peas.

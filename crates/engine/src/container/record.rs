@@ -53,6 +53,9 @@ pub struct Record {
     pub properties: BTreeMap<String, String>,
     /// A stop has ended the processes, and nothing was started since.
     pub stopped: bool,
+    /// The number of the signal that a stop begins with; 0: TERM.
+    #[serde(default)]
+    pub stop_signal: i32,
     /// The create operation, once it is done; `None` in records of earlier servers.
     #[serde(default)]
     pub made: Option<Operation>,
@@ -81,6 +84,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// The number of the signal that a stop begins with.
+    pub fn stop_signal(&self) -> i32 {
+        if self.stop_signal == 0 { rustix::process::Signal::TERM.as_raw() } else { self.stop_signal }
+    }
+
     /// See [`crate::admission::bounds::beyond`].
     pub fn beyond(&self) -> usize {
         crate::admission::bounds::beyond(&self.env, &self.properties, &self.defaults)

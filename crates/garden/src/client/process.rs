@@ -3,9 +3,10 @@
 use super::address::escape;
 use super::connection::{Duplex, Server};
 use super::hijack::{Hijacked, hijack};
+use super::requests::Client;
 use crate::error::{Error, Result, clip};
 use crate::json::{Decoder, encode};
-use crate::wire::{Payload, Tty, WAIT_STREAMS, WindowSize};
+use crate::wire::{Payload, Signal, Tty, WAIT_STREAMS, WindowSize};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use std::pin::Pin;
@@ -62,6 +63,9 @@ type Writer = Arc<Mutex<Option<WriteHalf<BufReader<Box<dyn Duplex>>>>>>;
 
 /// How long a signal waits for input that is being sent before it, which the process may never take.
 const OVERTAKE: Duration = Duration::from_millis(500);
+
+/// How long a server may take to pass a signal on.
+const PASSED_ON: Duration = Duration::from_secs(3);
 
 /// How a process ended, for all callers of `wait`.
 #[derive(Debug, Clone)]
@@ -237,6 +241,16 @@ impl Process {
 }
 
 impl Process {
+    /// Sends the process a signal by its name; false if the server has not done so: Garden's can only send TERM and
+    /// KILL, see [`Process::signal`].
+    pub async fn pass_on(&self, signal: &str) -> bool {
+        let client = Client { server: self.server.clone() };
+        let body = encode(&Signal { signal: signal.to_owned() });
+        let path = format!("/wardian{}/signal", self.path);
+        let sent = client.call("POST", &path, Some(body));
+        matches!(tokio::time::timeout(PASSED_ON, sent).await, Ok(Ok(_)))
+    }
+
     /// Sets the size of the process's terminal.
     ///
     /// # Errors

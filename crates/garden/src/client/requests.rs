@@ -12,9 +12,10 @@ use super::tls::{Tls, TlsFiles};
 use crate::error::{Error, Result};
 use crate::json::{decode, encode};
 use crate::wire::{
-    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Container, ContainerInfo, ContainerSpec, CpuLimits,
-    Created, Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits, Metrics, NetIn,
-    NetOutRule, ProcessSpec, ProcessState, PropertyValue, ServerInfo, Stop, Volume, VolumeSpec,
+    BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Changes, Container, ContainerInfo, ContainerSpec,
+    CpuLimits, Created, Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits,
+    Metrics, NetIn, NetOutRule, ProcessSpec, ProcessState, PropertyValue, ServerInfo, Signal, Stop, Top,
+    Volume, VolumeSpec,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -49,7 +50,7 @@ fn query(properties: &BTreeMap<String, String>) -> String {
 /// A Garden client; clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Client {
-    server: Arc<Server>,
+    pub(super) server: Arc<Server>,
 }
 
 impl Client {
@@ -104,7 +105,39 @@ impl Client {
 
     /// Ends a container's processes; with `kill` by KILL at once.
     pub async fn stop(&self, handle: &str, kill: bool) -> Result<()> {
-        self.call("PUT", &container(handle, "/stop"), Some(encode(&Stop { kill }))).await.map(drop)
+        self.stop_so(handle, &Stop { kill, ..Stop::default() }).await
+    }
+
+    /// Ends a container's processes; servers of Garden's ignore signal and time.
+    pub async fn stop_so(&self, handle: &str, stop: &Stop) -> Result<()> {
+        self.call("PUT", &container(handle, "/stop"), Some(encode(stop))).await.map(drop)
+    }
+
+    /// Freezes a container's processes. Wardian's own.
+    pub async fn pause(&self, handle: &str) -> Result<()> {
+        self.call("PUT", &format!("/wardian{}", container(handle, "/pause")), None).await.map(drop)
+    }
+
+    /// Lets a paused container go on. Wardian's own.
+    pub async fn unpause(&self, handle: &str) -> Result<()> {
+        self.call("PUT", &format!("/wardian{}", container(handle, "/unpause")), None).await.map(drop)
+    }
+
+    /// Sends a signal, given by name or number, to one process. Wardian's own.
+    pub async fn signal(&self, handle: &str, process: &str, signal: &str) -> Result<()> {
+        let path = container(handle, "/processes/") + &escape(process) + "/signal";
+        let body = encode(&Signal { signal: signal.to_owned() });
+        self.call("POST", &format!("/wardian{path}"), Some(body)).await.map(drop)
+    }
+
+    /// Returns the processes of a container and its peas. Wardian's own.
+    pub async fn top(&self, handle: &str) -> Result<Top> {
+        self.exact(&format!("/wardian{}", container(handle, "/top"))).await
+    }
+
+    /// Returns what a container has changed in its root file system. Wardian's own.
+    pub async fn changes(&self, handle: &str) -> Result<Changes> {
+        self.exact(&format!("/wardian{}", container(handle, "/changes"))).await
     }
 
     /// Returns information about a container.
@@ -248,9 +281,18 @@ impl Client {
         serde_json::from_slice(&removed).map_err(|error| Error::response(&error))
     }
 
-    /// Subscribes to the events from now on, of one container or of all. Wardian's own.
-    pub async fn events(&self, handle: Option<&str>) -> Result<Events> {
-        let query = handle.map(|handle| format!("?handle={}", escape(handle))).unwrap_or_default();
+    /// Subscribes to events, of one container or of all. Wardian's own.
+    pub async fn events(
+        &self,
+        handle: Option<&str>,
+        since: Option<f64>,
+        until: Option<f64>,
+    ) -> Result<Events> {
+        let handle = handle.map(|handle| format!("handle={}", escape(handle)));
+        let time = |name: &str, time: Option<f64>| time.map(|time| format!("{name}={time}"));
+        let fields: Vec<String> =
+            [handle, time("since", since), time("until", until)].into_iter().flatten().collect();
+        let query = if fields.is_empty() { String::new() } else { format!("?{}", fields.join("&")) };
         let path = format!("/wardian/events{query}");
         hijack(&self.server, "GET", &path, "", &[]).await.map(|taken| Events::new(taken.stream))
     }
@@ -344,7 +386,7 @@ impl Client {
         serde_json::from_slice(&reply).map_err(|error| Error::response(&error))
     }
 
-    async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>) -> Result<Bytes> {
+    pub(super) async fn call(&self, method: &str, path: &str, body: Option<Vec<u8>>) -> Result<Bytes> {
         let mut request = request(method, path);
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");

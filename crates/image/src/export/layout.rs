@@ -248,18 +248,24 @@ fn compressed<T>(
     })
 }
 
-/// Writes the whole image; without compression, also docker's `manifest.json`.
+/// What is written of an image.
+#[derive(Debug, Clone, Copy)]
+pub struct Whole<'a> {
+    /// Its layers, bottom first.
+    pub layers: &'a [BorrowedFd<'a>],
+    /// Its OCI image config, whose diff ids are replaced; without one, a minimal config for this host is made.
+    pub config: Option<&'a [u8]>,
+    /// Its names, as `name[:tag]`.
+    pub names: &'a [String],
+}
+
+/// Writes whole images; without compression, also docker's `manifest.json`.
 pub(super) fn write(
     layout: &mut Layout<'_>,
-    layers: &[BorrowedFd<'_>],
-    config: Option<&[u8]>,
-    names: &[String],
+    images: &[Whole<'_>],
     compression: Option<Compression>,
     meter: &mut Meter<'_>,
-) -> Result<ExportedImage, Error> {
-    let names = names.iter().map(|name| full_name(name)).collect::<Result<Vec<_>, _>>()?;
-    let config = config.map_or_else(|| Ok(minimal()), parse)?;
-    let media_type = layer_type(compression);
+) -> Result<Vec<ExportedImage>, Error> {
     let shown = layout.shown;
     if let Place::Archive(file) = &mut layout.place {
         for name in ["blobs/", "blobs/sha256/"] {
@@ -267,8 +273,36 @@ pub(super) fn write(
                 .map_err(|e| failed(shown, e))?;
         }
     }
+    let (mut exported, mut entries, mut list) = (Vec::new(), Vec::new(), Vec::new());
+    for image in images {
+        exported.push(write_one(layout, image, compression, meter, &mut entries, &mut list)?);
+    }
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
+    layout.file("index.json", index.to_string().as_bytes())?;
+    if compression.is_none() {
+        layout.file("manifest.json", Value::from(list).to_string().as_bytes())?;
+    }
+    layout.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    if let Place::Archive(file) = &mut layout.place {
+        file.write_all(&END).map_err(|e| failed(shown, e))?;
+    }
+    Ok(exported)
+}
+
+/// Writes the blobs of an image, and adds it to the index and to docker's list.
+fn write_one(
+    layout: &mut Layout<'_>,
+    Whole { layers, config, names }: &Whole<'_>,
+    compression: Option<Compression>,
+    meter: &mut Meter<'_>,
+    entries: &mut Vec<Value>,
+    list: &mut Vec<Value>,
+) -> Result<ExportedImage, Error> {
+    let names = names.iter().map(|name| full_name(name)).collect::<Result<Vec<_>, _>>()?;
+    let config = config.map_or_else(|| Ok(minimal()), parse)?;
+    let (media_type, shown) = (layer_type(compression), layout.shown);
     let (mut blobs, mut diff_ids) = (Vec::new(), Vec::new());
-    for layer in layers {
+    for layer in *layers {
         let (digest, size, diff_id) = layout.blob(|out| tar(*layer, out, shown, compression, meter))?;
         diff_ids.push(diff_id.unwrap_or_else(|| digest.clone()));
         blobs.push((digest, size));
@@ -282,27 +316,17 @@ pub(super) fn write(
         "layers": blobs.iter().map(|(digest, size)| descriptor(&media_type, digest, *size)).collect::<Vec<_>>(),
     });
     let (manifest, size) = layout.document(manifest.to_string().as_bytes())?;
-    let mut entries = Vec::new();
     for name in &names {
         let mut entry = descriptor(MANIFEST, &manifest, size);
         entry["annotations"] = json!({IMAGE_NAME: name, REF_NAME: split_tag(name).1});
         entries.push(entry);
     }
-    if entries.is_empty() {
+    if names.is_empty() {
         entries.push(descriptor(MANIFEST, &manifest, size));
     }
-    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
-    layout.file("index.json", index.to_string().as_bytes())?;
-    if compression.is_none() {
-        let path = |digest: &Digest| format!("{BLOBS}/{}", digest.as_hex());
-        let layers: Vec<_> = blobs.iter().map(|(digest, _)| path(digest)).collect();
-        let list = json!([{"Config": path(&config), "RepoTags": names, "Layers": layers}]);
-        layout.file("manifest.json", list.to_string().as_bytes())?;
-    }
-    layout.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    if let Place::Archive(file) = &mut layout.place {
-        file.write_all(&END).map_err(|e| failed(shown, e))?;
-    }
+    let path = |digest: &Digest| format!("{BLOBS}/{}", digest.as_hex());
+    let layers: Vec<_> = blobs.iter().map(|(digest, _)| path(digest)).collect();
+    list.push(json!({"Config": path(&config), "RepoTags": names, "Layers": layers}));
     Ok(ExportedImage { manifest, config, diff_ids })
 }
 

@@ -18,8 +18,8 @@ mod tree;
 mod walk;
 mod write;
 
-pub use layout::config_with_layer;
+pub use layout::{Whole, config_with_layer};
 pub use push::{Progress, Pushed, PushedLayer, Pushing, push};
 pub use target::{Compression, Exported, ExportedImage, Format, LeftOut, ROOTFS, Target};
 pub(crate) use write::tree;
-pub use write::{export, export_into};
+pub use write::{export, export_all, export_into};

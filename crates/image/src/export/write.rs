@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{Mode, mkdirat, openat};
 
-use super::layout::{self, Layout};
+use super::layout::{self, Layout, Whole};
 use super::tarball::{self, BUFFER, END, Named, Tarball};
 use super::target::{Compression, Exported, ExportedImage, Format, LeftOut, ROOTFS, Target};
 use super::temporary::{DIR, Temporary};
@@ -31,12 +31,21 @@ pub fn export(
     to: &Target,
     watch: &Watch,
 ) -> Result<Exported, Error> {
+    export_all(&[Whole { layers, config, names }], to, watch)
+}
+
+/// As [`export()`], of several images into one archive or layout.
+///
+/// # Errors
+/// As [`export()`]; several root file systems.
+pub fn export_all(images: &[Whole<'_>], to: &Target, watch: &Watch) -> Result<Exported, Error> {
     let shown = to.path.display().to_string();
     let mut meter = Meter::new(watch, &shown);
     meter.check()?;
+    let layers = layers_of(images, to.format)?;
     let mut temporary = Temporary::new(to, &shown)?;
     let mut left_out = LeftOut::default();
-    let parts = Parts { layers, config, names, compression: to.compression };
+    let parts = Parts { images, compression: to.compression };
     let image = match to.format {
         Format::Dir => {
             let target = temporary.make_dir()?;
@@ -49,7 +58,7 @@ pub fn export(
         }
         Format::Oci => {
             let mut layout = Layout::in_directory(temporary.make_dir()?, &shown)?;
-            Some(parts.write(&mut layout, Some(to.compression), &mut meter)?)
+            parts.write(&mut layout, Some(to.compression), &mut meter)?
         }
         format => parts.archive(format, temporary.make_file()?, &shown, &mut meter)?,
     };
@@ -58,15 +67,24 @@ pub fn export(
     Ok(exported(&meter, left_out, image))
 }
 
-/// As [`export()`], into an open file, which may be partly written after an error. `shown` names it in errors. An
+/// Returns the layers of the one image of which the root file system is exported; of images, nothing.
+fn layers_of<'a>(images: &[Whole<'a>], format: Format) -> Result<&'a [BorrowedFd<'a>], Error> {
+    match (images, format) {
+        ([image], _) => Ok(image.layers),
+        (_, Format::Tar | Format::Dir) => {
+            Err(Error::Unsupported { what: format!("several root file systems in the format {format}") })
+        }
+        _ => Ok(&[]),
+    }
+}
+
+/// As [`export_all`], into an open file, which may be partly written after an error. `shown` names it in errors. An
 /// archive of an image needs an empty file that can be read and seeked; [`Format::Tar`] is written sequentially.
 ///
 /// # Errors
 /// As [`export()`]; a format that makes a directory.
 pub fn export_into(
-    layers: &[BorrowedFd<'_>],
-    config: Option<&[u8]>,
-    names: &[String],
+    images: &[Whole<'_>],
     format: Format,
     file: File,
     shown: &str,
@@ -77,7 +95,8 @@ pub fn export_into(
     }
     let mut meter = Meter::new(watch, shown);
     meter.check()?;
-    let parts = Parts { layers, config, names, compression: Compression::default() };
+    layers_of(images, format)?;
+    let parts = Parts { images, compression: Compression::default() };
     let image = parts.archive(format, file, shown, &mut meter)?;
     meter.check()?;
     Ok(exported(&meter, LeftOut::default(), image))
@@ -88,11 +107,9 @@ fn exported(meter: &Meter<'_>, left_out: LeftOut, image: Option<ExportedImage>) 
     Exported { entries, bytes, skipped_xattrs, skipped_sockets, left_out, image }
 }
 
-/// The parts of an exported image.
+/// What is exported, and how it is compressed.
 struct Parts<'a> {
-    layers: &'a [BorrowedFd<'a>],
-    config: Option<&'a [u8]>,
-    names: &'a [String],
+    images: &'a [Whole<'a>],
     compression: Compression,
 }
 
@@ -107,13 +124,13 @@ impl Parts<'_> {
         if format == Format::Tar {
             let inner = BufWriter::with_capacity(BUFFER, file);
             let mut tarball = Tarball::new(Named { inner, path: shown });
-            walk::merged(self.layers, &mut tarball, meter)?;
+            walk::merged(layers_of(self.images, format)?, &mut tarball, meter)?;
             tarball.to.put(&END)?;
             tarball.to.inner.flush().map_err(|e| tarball::failed(shown, e))?;
             return Ok(None);
         }
         let compression = (format != Format::DockerArchive).then_some(self.compression);
-        self.write(&mut Layout::in_archive(file, shown), compression, meter).map(Some)
+        self.write(&mut Layout::in_archive(file, shown), compression, meter)
     }
 
     fn write(
@@ -121,8 +138,9 @@ impl Parts<'_> {
         layout: &mut Layout<'_>,
         compression: Option<Compression>,
         meter: &mut Meter<'_>,
-    ) -> Result<ExportedImage, Error> {
-        layout::write(layout, self.layers, self.config, self.names, compression, meter)
+    ) -> Result<Option<ExportedImage>, Error> {
+        let mut written = layout::write(layout, self.images, compression, meter)?;
+        Ok(if written.len() == 1 { written.pop() } else { None })
     }
 }
 

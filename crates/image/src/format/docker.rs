@@ -29,7 +29,7 @@ pub(crate) fn promised(name: &str) -> Option<Digest> {
 /// Returns the image called `name`, or the only one. `what` names the list in errors.
 ///
 /// # Errors
-/// [`Error::Select`].
+/// [`Error::Select`], [`Error::Several`].
 pub(crate) fn select(
     mut items: Vec<Item>,
     path: &Path,
@@ -52,7 +52,11 @@ pub(crate) fn select(
         (0, _) => error("there is no image".into()),
         (_, None) => {
             let names = items.iter().flat_map(|item| item.repo_tags.iter().flatten());
-            error(several_images(names.map(String::as_str), "docker-archive", path))
+            let why = several_images(names.map(String::as_str), "docker-archive", path);
+            let first = |item: &Item| item.repo_tags.iter().flatten().next().cloned();
+            let names: Vec<String> = items.iter().filter_map(first).collect();
+            let nameless = items.len() - names.len();
+            Err(Error::Several { what: what.into(), why, names, nameless })
         }
         (n, Some(name)) => error(format!("{n} images are called {name:?}")),
     }

@@ -359,6 +359,8 @@ pub struct Config {
     pub command: Vec<String>,
     /// Directories that are meant for data.
     pub volumes: Vec<String>,
+    /// The signal that a stop begins with, as the image names it; may be empty.
+    pub stop_signal: String,
     /// The platform of the image, as `linux/arm64`, if it differs from the host's. Escaped and cut.
     pub foreign: Option<String>,
 }
@@ -405,6 +407,7 @@ struct RunConfig {
     entrypoint: Option<Few<String, MAX_ARGS>>,
     cmd: Option<Few<String, MAX_ARGS>>,
     volumes: Option<FewKeys<MAX_VOLUMES>>,
+    stop_signal: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -431,6 +434,7 @@ impl ImageConfig {
                 entrypoint: run.entrypoint.map_or_else(Vec::new, |args| args.0),
                 command: run.cmd.map_or_else(Vec::new, |args| args.0),
                 volumes: run.volumes.map_or_else(Vec::new, |keys| keys.0),
+                stop_signal: run.stop_signal.unwrap_or_default(),
                 foreign: platform.foreign(),
             },
             diff_ids: raw.rootfs.diff_ids.map_or_else(Vec::new, |ids| ids.0),

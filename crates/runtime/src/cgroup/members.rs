@@ -14,6 +14,7 @@ impl Cgroups {
             if self.signal(id, &[], rustix::process::Signal::KILL) == 0 {
                 return true;
             }
+            self.let_die(id);
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         false

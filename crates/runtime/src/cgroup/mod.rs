@@ -8,6 +8,7 @@
 //! | `hierarchies` | which hierarchies the host has |
 //! | `v1`, `v2` | what one version alone has: its limits' files, its ways in |
 //! | `members` | the processes in cgroups, and signals to them |
+//! | `freezer` | their pauses |
 //! | `devices/` | which devices may be opened: the rules, and how each version enforces them |
 //! | `cache` | the page cache that outlives a container |
 //! | `files` | the operations on directories and files below all of these |
@@ -15,6 +16,7 @@
 mod cache;
 pub mod devices;
 mod files;
+pub mod freezer;
 mod hierarchies;
 mod members;
 mod shown;
@@ -163,6 +165,11 @@ impl Cgroups {
     fn attach_keeper(&self, hierarchy: &Hierarchy, file: &str, id: i32) -> Result<(), Error> {
         let path = self.dir(hierarchy, "keepers").join(file);
         fs::write(&path, id.to_string()).map_err(at("attach to", &path))
+    }
+
+    /// Whether there is a cgroup `id`.
+    pub fn exists(&self, id: &str) -> bool {
+        self.one_with_members().is_some_and(|hierarchy| self.dir(hierarchy, id).is_dir())
     }
 
     /// Removes `id` and the cgroups below it; `false` if a cgroup is busy and stays.

@@ -3,6 +3,7 @@
 pub(crate) mod blocks;
 pub(crate) mod files;
 pub mod format;
+pub mod inbox;
 pub mod layout;
 pub mod limit;
 pub(crate) mod lock;

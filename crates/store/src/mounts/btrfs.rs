@@ -130,6 +130,10 @@ impl Upper for Btrfs {
         self.directories.measure(name, step)
     }
 
+    fn open_upper(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        self.directories.open_upper(name)
+    }
+
     fn is_unused(&self, name: &str) -> bool {
         self.directories.is_unused(name)
     }

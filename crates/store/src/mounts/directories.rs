@@ -164,6 +164,14 @@ impl Upper for Directories {
         Ok(bytes.map(|bytes| bytes.saturating_sub(own)))
     }
 
+    fn open_upper(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        let dir = files::open_dir(&self.layout.rootfs, name)?;
+        match files::open_dir(&dir, "upper") {
+            Err(Errno::NOENT) => self.images.open_upper(name),
+            opened => opened,
+        }
+    }
+
     fn is_unused(&self, name: &str) -> bool {
         if let Some(unused) = self.images.is_unused(name) {
             return unused;

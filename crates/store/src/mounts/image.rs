@@ -175,6 +175,10 @@ impl Upper for Images {
         self.plain.measure(name, step)
     }
 
+    fn open_upper(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        self.plain.open_upper(name)
+    }
+
     fn is_unused(&self, name: &str) -> bool {
         self.plain.is_unused(name)
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod blank;
 pub(crate) mod btrfs;
+pub mod changes;
 pub(crate) mod directories;
 pub(crate) mod door;
 pub mod driver;

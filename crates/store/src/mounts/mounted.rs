@@ -212,6 +212,12 @@ impl MountedImages {
         Ok(self.devices.get_or_init(|| opened))
     }
 
+    /// Opens the `upper` in a part's image.
+    pub(crate) fn open_upper(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        let image = self.held.lock().get(name).cloned().ok_or(Errno::NOENT)?;
+        files::open_dir(&image.root, "upper")
+    }
+
     /// Opens the image of a part; `None`: it has none.
     fn open(&self, name: &str, access: OFlags) -> rustix::io::Result<Option<File>> {
         let dir = files::open_dir(&self.layout.rootfs, name)?;

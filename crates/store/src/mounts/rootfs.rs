@@ -90,6 +90,14 @@ pub enum Error {
         /// What failed.
         source: upper::Error,
     },
+    /// What was changed in it cannot be listed.
+    #[error("cannot list what was changed in the root file system {id}")]
+    Changes {
+        /// The id.
+        id: String,
+        /// The kernel's error.
+        source: rustix::io::Errno,
+    },
     /// The kernel has no overlay file system.
     #[error("this kernel has no overlay file system (CONFIG_OVERLAY_FS, or its module is not loaded)")]
     NoOverlay(#[source] mount::Error),

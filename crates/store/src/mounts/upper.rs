@@ -189,6 +189,12 @@ pub(crate) trait Upper: Debug + Send + Sync {
     /// There is no such part.
     fn measure(&self, name: &str, step: &dyn Fn() -> bool) -> rustix::io::Result<Option<u64>>;
 
+    /// Opens the `upper` of a part in use.
+    ///
+    /// # Errors
+    /// There is no such part, or its image is mounted nowhere.
+    fn open_upper(&self, name: &str) -> rustix::io::Result<OwnedFd>;
+
     /// Whether nothing has been written to the part, as to one made ahead.
     fn is_unused(&self, name: &str) -> bool;
 

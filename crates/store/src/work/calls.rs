@@ -14,10 +14,12 @@ use super::collect::{Collected, Garbage};
 use super::usage::{LayerInfo, Usage};
 use super::{fetch, open, steward};
 use crate::config::Config;
+use crate::disk::files;
+use crate::disk::inbox::Inbox;
 use crate::disk::layout::Layout;
 use crate::disk::limit::DiskLimit;
 use crate::disk::lock::Role;
-use crate::disk::record::now_ms;
+use crate::disk::record::{Used, now_ms};
 use crate::error::{Error, Result};
 use crate::failpoints::Point;
 use crate::images::flight::Flights;
@@ -27,6 +29,7 @@ use crate::images::progress::Progress;
 use crate::images::reference::Reference;
 use crate::layers::durable::Durability;
 use crate::layers::layer;
+use crate::mounts::changes::{self, Changes};
 use crate::mounts::driver::{self, DiskDriver, Ground};
 use crate::mounts::measure::{Measured, Measurer};
 use crate::mounts::names::Names;
@@ -382,6 +385,34 @@ impl Store {
     /// measured, and then a new measurement is queued if that is too old. It never waits for the disk.
     pub fn measured(&self, id: &str) -> Measured {
         self.0.measurer.get(id)
+    }
+
+    /// Makes a file in the store for an archive that is to be imported and comes from no file. It is removed when it is
+    /// dropped; one whose process was killed is trash.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn inbox(&self) -> std::io::Result<Inbox> {
+        Inbox::make(&self.0.layout.staging, &self.0.layout.path)
+    }
+
+    /// Lists what a root file system holds beside its image. Empty files and directories at the paths `own` (without a
+    /// leading slash) are left out: whoever made the container made them. It walks, and may wait for the disk.
+    ///
+    /// # Errors
+    /// There is no such root file system, or it cannot be read.
+    pub fn changes(&self, id: &str, own: &[&str]) -> Result<Changes> {
+        rootfs::check_id(id)?;
+        let record = self.0.layout.records.get(id).map_err(|source| self.0.records_error(source))?;
+        let record = record.ok_or_else(|| Error::Unknown { id: id.to_owned() })?;
+        let failed = |source| rootfs::Error::Changes { id: id.to_owned(), source };
+        let layer = |used: &Used| {
+            files::open_dir(&self.0.layout.layers, &used.chain).and_then(|layer| files::open_dir(layer, "fs"))
+        };
+        let layers =
+            record.layers.iter().rev().map(layer).collect::<std::result::Result<_, _>>().map_err(failed)?;
+        let upper = self.0.upper.open_upper(&record.dir).map_err(failed)?;
+        Ok(changes::changes(upper, layers, own).map_err(failed)?)
     }
 
     /// Returns the write-back error that affects a root file system, with the remedy.

@@ -24,6 +24,9 @@ struct Kept {
     digest: Option<Digest>,
 }
 
+/// How many digits of an image's id are printed, at least and at most.
+const IDS: std::ops::RangeInclusive<usize> = 12..=64;
+
 impl Reference {
     fn pull(&self) -> Pull {
         self.terms.pull.unwrap_or(Pull::Always)
@@ -117,7 +120,21 @@ impl Inner {
                 return Ok(Some(kept));
             }
         }
-        Ok(None)
+        match &reference.below {
+            Below::Name(id) => self.kept_by_id(id),
+            Below::Source(..) => Ok(None),
+        }
+    }
+
+    /// Returns the image whose id begins so, if the text is as long as ids are printed, and no other image's does.
+    fn kept_by_id(&self, id: &str) -> Result<Option<Kept>> {
+        let is_id =
+            IDS.contains(&id.len()) && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let all = if is_id { image::all(&self.layout)? } else { Vec::new() };
+        let mut found = all.into_iter().filter(|image| image.id.starts_with(id));
+        let Some(first) = found.next() else { return Ok(None) };
+        // One image may have several names.
+        if found.all(|other| other.id == first.id) { self.kept(&first.name) } else { Ok(None) }
     }
 
     fn kept(&self, name: &str) -> Result<Option<Kept>> {

@@ -40,6 +40,9 @@ there; below them none is followed, whoever changes the directories meanwhile.")
 pub struct Args {
     #[command(flatten)]
     server: Server,
+    /// Keep the owners, as docker does; not possible here
+    #[arg(short, long, hide = true)]
+    archive: bool,
     /// What to copy
     from: String,
     /// Where to
@@ -78,7 +81,13 @@ impl End {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { server, from, to } = args;
+    let Args { server, archive, from, to } = args;
+    if archive {
+        return Err(mistake(anyhow::anyhow!(
+            "cp -a: owners are not kept: files in a container belong to its root, files on this host to whoever copies; leave -a \
+             out, or have tar keep them: `wardian exec -i HANDLE -- tar xpC DIR <FILE.tar`"
+        )));
+    }
     let end = |text: &str| End::parse(text).map_err(mistake);
     let ends = (end(&from)?, end(&to)?);
     check(&ends).map_err(mistake)?;
@@ -371,21 +380,44 @@ async fn out_as_tar(server: &Server, client: &Client, handle: &str, path: &str) 
     } else {
         path.trim_end_matches('/').to_owned()
     };
-    let mut tar = client
-        .stream_out(handle, "", if path.is_empty() { "/" } else { &path })
-        .await
-        .map_err(|error| server.explain(error))?;
-    let mut stdout = tokio::io::stdout();
-    match pass(&mut tar, &mut stdout).await {
-        Err(Broken::Write(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-        Err(Broken::Write(error)) => {
-            return Err(lost(anyhow::Error::new(error).context("write to standard output")));
-        }
+    let path = if path.is_empty() { "/" } else { &path };
+    out_into(server, client, handle, path, &mut tokio::io::stdout()).await.map(drop)
+}
+
+/// Whether all of a tar was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    All,
+    /// The reader has closed the pipe.
+    Unread,
+}
+
+/// Writes the root file system of a container as a tar.
+pub async fn pass_tree(
+    server: &Server,
+    client: &Client,
+    handle: &str,
+    to: &mut (impl AsyncWrite + Unpin),
+) -> Result<Written> {
+    out_into(server, client, handle, "/", to).await
+}
+
+async fn out_into(
+    server: &Server,
+    client: &Client,
+    handle: &str,
+    path: &str,
+    to: &mut (impl AsyncWrite + Unpin),
+) -> Result<Written> {
+    let mut tar = client.stream_out(handle, "", path).await.map_err(|error| server.explain(error))?;
+    match pass(&mut tar, to).await {
+        Err(Broken::Write(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(Written::Unread),
+        Err(Broken::Write(error)) => return Err(lost(anyhow::Error::new(error).context("write the tar"))),
         Err(Broken::Read(error)) => return Err(not_whole(error, "something is missing in the tar")),
         Ok(()) => {}
     }
-    note_of_root(&path);
-    Ok(())
+    note_of_root(path);
+    Ok(Written::All)
 }
 
 /// Why a tar was not copied to its end.

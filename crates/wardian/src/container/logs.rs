@@ -269,14 +269,16 @@ pub fn wait(args: Wait) -> Result<ExitCode> {
     let Wait { server, process, handles } = args;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
-        super::each(&handles, &mut signals, "waited for", async |name| {
-            let handle = server.named(&client, name).await?;
-            let ended = client
-                .wait(&handle, &process)
-                .await
-                .map_err(|error| server.no_process(error, &handle, &process))?;
-            let status = ended.exit_status.context("the server has not told how the process has ended")?;
-            print::text(&format!("{status}\n"))
+        super::each(&handles, &mut signals, "waited for", |name| {
+            let (client, server, process) = (client.clone(), server.clone(), process.clone());
+            async move {
+                let handle = server.named(&client, &name).await?;
+                let ended = client.wait(&handle, &process).await;
+                let ended = ended.map_err(|error| server.no_process(error, &handle, &process))?;
+                let status =
+                    ended.exit_status.context("the server has not told how the process has ended")?;
+                Ok(Some(status.to_string()))
+            }
         })
         .await
     })?;

@@ -7,7 +7,7 @@ use crate::print;
 use crate::store::size;
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
-use wardian_garden::ErrorKind;
+use wardian_garden::{ErrorKind, wire};
 
 /// What to limit. What is not given stays as it is.
 #[derive(Debug, ClapArgs)]
@@ -65,9 +65,16 @@ pub fn limit(args: Limit) -> anyhow::Result<ExitCode> {
 pub struct Stop {
     #[command(flatten)]
     server: Server,
-    /// Do not ask the processes first, nor give them ten seconds
-    #[arg(long)]
+    /// Kill the processes at once
+    #[arg(long, conflicts_with_all = ["time", "signal"])]
     kill: bool,
+    /// How long the processes have after the first signal, in seconds [default: 10]
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    time: Option<u64>,
+    /// The first signal, by name or number [default: the container's, see `run --stop-signal`]
+    #[arg(short, long, value_name = "SIGNAL", value_parser = super::signal::named)]
+    signal: Option<String>,
     /// Handles
     #[arg(required = true, value_name = "HANDLE")]
     handles: Vec<String>,
@@ -88,12 +95,20 @@ pub struct Rm {
 
 /// Ends the processes; the containers stay.
 pub fn stop(args: Stop) -> anyhow::Result<ExitCode> {
-    let Stop { server, kill, handles } = args;
+    let Stop { server, kill, time, signal, handles } = args;
+    let stop = wire::Stop { kill, signal: signal.unwrap_or_default(), seconds: time };
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
-        each(&handles, &mut signals, "stopped", async |handle| {
-            client.stop(handle, kill).await.map_err(|error| server.explain(error))?;
-            print::text(&format!("{handle}\n"))
+        each(&handles, &mut signals, "stopped", |handle| {
+            let (client, server, stop) = (client.clone(), server.clone(), stop.clone());
+            async move {
+                let (name, handle) = (handle.clone(), server.named(&client, &handle).await?);
+                client
+                    .stop_so(&handle, &stop)
+                    .await
+                    .map(|()| Some(name))
+                    .map_err(|error| server.explain(error))
+            }
         })
         .await
     })?;
@@ -105,10 +120,16 @@ pub fn rm(args: Rm) -> anyhow::Result<ExitCode> {
     let Rm { server, force, handles } = args;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
-        each(&handles, &mut signals, "destroyed", async |handle| match client.destroy(handle).await {
-            Err(error) if force && error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(()),
-            Err(error) => Err(server.explain(error)),
-            Ok(()) => print::text(&format!("{handle}\n")),
+        each(&handles, &mut signals, "destroyed", |handle| {
+            let (client, server) = (client.clone(), server.clone());
+            async move {
+                let (name, handle) = (handle.clone(), server.named(&client, &handle).await?);
+                match client.destroy(&handle).await {
+                    Err(error) if force && error.kind() == Some(ErrorKind::ContainerNotFound) => Ok(None),
+                    Err(error) => Err(server.explain(error)),
+                    Ok(()) => Ok(Some(name)),
+                }
+            }
         })
         .await
     })?;

@@ -3,26 +3,32 @@
 pub mod attach;
 pub mod cp;
 pub mod create;
+pub mod diff;
 pub mod events;
 pub mod exec;
+pub mod export;
 mod format;
 pub mod inspect;
 pub mod logs;
 pub mod manage;
 mod mounts;
 pub mod network;
+pub mod pause;
 pub mod ps;
 pub mod run;
 mod session;
+pub mod signal;
 pub mod spec;
 pub mod stats;
 mod status;
 mod terminal;
+pub mod top;
 pub mod volume;
 
 use crate::context::{self, File, Sourced, Status};
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -174,6 +180,15 @@ impl Server {
             Some(advice) => anyhow::Error::new(error).context(advice),
             None => error.into(),
         }
+    }
+
+    /// Converts an error of a request that other Garden servers do not have; `lacks` is what they do not do.
+    pub fn explain_own(&self, error: Error, lacks: &str) -> anyhow::Error {
+        if matches!(error, Error::Status { .. }) {
+            return anyhow::Error::new(error)
+                .context(format!("this server {lacks}: it is no wardian, or an earlier one"));
+        }
+        self.explain(error)
     }
 
     fn may_want_tls(&self) -> bool {
@@ -333,35 +348,59 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     done
 }
 
-/// Does the work for each handle, also after a failure; the last failure is returned, the others are printed. A
-/// signal ends the work with a message that the current container may or may not be `done` (such as "stopped").
-pub async fn each(
+/// How many containers a command works on at a time.
+const TOGETHER: usize = 16;
+
+/// Does the work for each handle, several at a time, also after a failure; lines and errors are printed in the order of
+/// the handles, the last error is returned. The work returns the line to print, if any. A signal ends it
+/// with a message that the containers which it has not printed may or may not be `done` (such as "stopped").
+pub async fn each<F>(
     handles: &[String],
     signals: &mut session::Signals,
     done: &str,
-    mut work: impl AsyncFnMut(&str) -> Result<()>,
-) -> Result<()> {
-    let mut failure = None;
-    for (index, handle) in handles.iter().enumerate() {
-        let answer = signals.until(work(handle)).await;
-        let interrupted = answer.is_err();
-        let result = answer.unwrap_or_else(|number| {
-            let is_last = index + 1 == handles.len();
-            let rest = if is_last { String::new() } else { format!("; those that follow were not {done}") };
-            let state =
-                format!("the server has not said whether {handle} is {done}: `wardian ps` shows it{rest}");
-            Err(crate::exit::interrupted(number, &state))
+    work: impl Fn(String) -> F,
+) -> Result<()>
+where
+    F: Future<Output = Result<Option<String>>> + Send + 'static,
+{
+    let (mut waiting, mut running) = (handles.iter(), VecDeque::new());
+    let mut failure: Option<anyhow::Error> = None;
+    loop {
+        while running.len() < TOGETHER
+            && let Some(handle) = waiting.next()
+        {
+            running.push_back((handle, tokio::spawn(work(handle.clone()))));
+        }
+        let Some((handle, mut task)) = running.pop_front() else { break };
+        let answer = match signals.until(&mut task).await {
+            Ok(answer) => answer.context("a task has ended")?,
+            Err(number) => {
+                running.push_front((handle, task));
+                let (some, rest) = (names(running.iter().map(|(handle, _)| *handle)), names(waiting));
+                running.iter().for_each(|(_, task)| task.abort());
+                let rest = if rest.is_empty() { rest } else { format!("; not {done}: {rest}") };
+                let text = format!(
+                    "the server has not said whether these are {done}: {some}: `wardian ps` shows it{rest}"
+                );
+                failure.iter().for_each(crate::print::failure);
+                return Err(crate::exit::interrupted(number, &text));
+            }
+        };
+        let told = answer.and_then(|line| match line {
+            Some(line) => crate::print::text(&format!("{line}\n")),
+            None => Ok(()),
         });
-        if let Err(error) = result
+        if let Err(error) = told
             && let Some(earlier) = failure.replace(error)
         {
             crate::print::failure(&earlier);
         }
-        if interrupted {
-            break;
-        }
     }
     failure.map_or(Ok(()), Err)
+}
+
+fn names<'a>(handles: impl Iterator<Item = &'a String>) -> String {
+    handles.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

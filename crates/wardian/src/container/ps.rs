@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(short, long, conflicts_with_all = ["json", "format"])]
     quiet: bool,
     /// Only those of which this is true: name=TEXT (part of the handle), id=DIGITS, image=NAME, status=WORD (running, exited,
-    /// idle, stopped, broken, creating), exited=STATUS, label=KEY[=VALUE], or KEY=VALUE for a property
+    /// idle, paused, stopped, broken, creating), exited=STATUS, label=KEY[=VALUE], or KEY=VALUE for a property
     #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = pair)]
     filters: Vec<(String, String)>,
     /// Print whole ids and commands

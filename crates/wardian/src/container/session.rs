@@ -12,12 +12,13 @@ use std::process::ExitCode;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal as heard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use wardian_garden::wire::{ProcessSpec, Tty};
 use wardian_garden::{Error, ErrorKind, Io, OutputReader, Process};
 use wardian_lab::{Interrupted, signals};
+use wardian_sys::signal;
 
 /// The exit codes of `run` and `exec`, for their help.
 pub const EXIT_CODES: &str = "Exit codes: the process's own (128 + signal if one ended it), 125: it was not started, or some \
@@ -31,11 +32,12 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 const LAST: Duration = Duration::from_secs(3);
 const INTERRUPT: i32 = 2;
 const HANGUP: i32 = 1;
+const QUIT: i32 = 3;
 pub const PIPE: i32 = 13;
 
-/// Signals whose default action ends a process, and which are treated as TERM: otherwise the process in the container
-/// would be left behind, and with `run --rm` the container too. Garden's protocol can pass on only TERM and KILL.
-/// Signals of a fault (ABRT, SEGV …) and real-time signals are not among them.
+/// Signals whose default action ends a process, and which are caught: otherwise the process in the container would be
+/// left behind, and with `run --rm` the container too. They are passed on; a server that passes on only TERM and KILL,
+/// as Garden's protocol has it, is sent TERM. Signals of a fault (ABRT, SEGV …) and real-time signals are not among them.
 const UNUSUAL: [i32; 10] = [
     10, // USR1
     12, // USR2
@@ -338,7 +340,7 @@ pub async fn follow(
 ) -> wardian_garden::Result<End> {
     // Without a terminal on standard input, raw mode is not needed.
     let raw = if wanted.tty && wanted.input { Raw::enter().ok() } else { None };
-    let mut resized = signal(SignalKind::window_change())?;
+    let mut resized = heard(SignalKind::window_change())?;
     let (broken, gone, stuck) = (Notify::new(), Cell::new(None), [Cell::new(false), Cell::new(false)]);
     let (stdout, stderr) = (process.take_stdout(), process.take_stderr());
     let is_raw = raw.is_some();
@@ -411,6 +413,12 @@ pub async fn follow(
                 let deserted = number == HANGUP && wanted.tty && keep;
                 if wanted.ours || deserted {
                     return Ok(End::Left(number));
+                }
+                if (UNUSUAL.contains(&number) || number == QUIT)
+                    && ended.is_none()
+                    && process.pass_on(&signal::name(number)).await
+                {
+                    continue;
                 }
                 if asked.again(&process, number != INTERRUPT, ended.is_some()).await {
                     return Ok(outlived(ended).unwrap_or(End::Left(number)));

@@ -109,8 +109,11 @@ pub struct Making {
     /// The sha256 of that tar as it is stored; without it a URL's server is asked by each create whether it has changed
     #[arg(long, value_name = "HEX", requires = "app", value_parser = hex_digest)]
     app_digest: Option<String>,
+    /// The signal that `stop` sends first, by name or number [default: the image's, or else TERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = super::signal::named)]
+    stop_signal: Option<String>,
     /// Note something on the container; `ps --filter` finds it
-    #[arg(long = "property", value_name = "KEY=VALUE", alias = "label", value_parser = pair)]
+    #[arg(short = 'l', long = "property", value_name = "KEY=VALUE", visible_alias = "label", value_parser = pair)]
     properties: Vec<(String, String)>,
     #[command(flatten)]
     network: Network,
@@ -151,6 +154,7 @@ impl Making {
             properties: self.properties.iter().cloned().collect::<BTreeMap<_, _>>(),
             env: self.env.all()?,
             privileged: self.privileged,
+            stop_signal: self.stop_signal.clone().unwrap_or_else(|| "image".to_owned()),
             limits: Limits {
                 memory_limits: MemoryLimits { limit_in_bytes: self.memory.unwrap_or_default() },
                 cpu_limits: CpuLimits {

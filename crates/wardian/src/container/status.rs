@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(of("active", Some(killed), 0), "exited (137, out of memory)");
         assert_eq!(of("active", None, 0), "idle");
         assert_eq!(of("active", Some(ProcessState::default()), 1), "up");
-        for state in ["stopped", "broken", "creating"] {
+        for state in ["paused", "stopped", "broken", "creating"] {
             assert_eq!(of(state, None, 0), state);
         }
     }

@@ -79,11 +79,23 @@ impl Whole {
 }
 
 /// Writes an image to a file, a directory or standard output, with a progress display; Ctrl-C cancels it.
-pub fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
+pub fn export(place: &Place, names: &[String], to: &Target) -> Result<()> {
     let format = to.format;
     let output = is_output(&to.path);
-    let Whole { store, named, documents, image, dirs } = Whole::open(place, name)?;
-    let dirs: Vec<_> = dirs.iter().map(std::os::fd::AsFd::as_fd).collect();
+    let images = names.iter().map(|name| Whole::open(place, name)).collect::<Result<Vec<_>>>()?;
+    let [first, ..] = &images[..] else { bail!("no image is named") };
+    let dirs: Vec<Vec<_>> =
+        images.iter().map(|image| image.dirs.iter().map(std::os::fd::AsFd::as_fd).collect()).collect();
+    let called: Vec<_> = images.iter().map(|image| [image.named.name.clone()]).collect();
+    let whole_images: Vec<_> = images
+        .iter()
+        .zip(&dirs)
+        .zip(&called)
+        .map(|((image, layers), names)| {
+            let config = image.documents.config.as_deref().map(str::as_bytes);
+            export::Whole { layers, config, names }
+        })
+        .collect();
     let watch = Arc::new(Watch::default());
     let cancel = Arc::clone(&watch);
     let interrupts = if output {
@@ -91,19 +103,18 @@ pub fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
     } else {
         Interrupts::catch(move || cancel.cancel())?
     };
-    let bytes = layers_of(&store, &named).iter().map(|layer| layer.bytes).sum();
-    let names = [named.name.clone()];
-    let config = documents.config.as_deref().map(str::as_bytes);
+    let layers = images.iter().flat_map(|image| layers_of(&image.store, &image.named));
+    let bytes = layers.map(|layer| layer.bytes).sum();
     // An archive of an image cannot be written sequentially, so it is completed in a temporary file first.
     let mut whole = match format {
         Format::OciArchive | Format::DockerArchive if output => {
-            Some(store.scratch().context("make a file for the archive on the store's file system")?)
+            Some(first.store.scratch().context("make a file for the archive on the store's file system")?)
         }
         _ => None,
     };
     let work = || {
         if !output {
-            return export::export(&dirs, config, &names, to, &watch);
+            return export::export_all(&whole_images, to, &watch);
         }
         let file = match &whole {
             Some(whole) => whole.try_clone(),
@@ -113,7 +124,7 @@ pub fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
         };
         let file =
             file.map_err(|source| wardian_image::Error::Io { op: "open", path: OUTPUT.into(), source })?;
-        export::export_into(&dirs, config, &names, format, file, OUTPUT, &watch)
+        export::export_into(&whole_images, format, file, OUTPUT, &watch)
     };
     let exported = match watch::bar("exporting", || (watch.bytes_read(), bytes), work) {
         Err(wardian_image::Error::Exists { path }) if format_is_file(format) && !to.overwrite => {
@@ -132,11 +143,11 @@ pub fn export(place: &Place, name: &str, to: &Target) -> Result<()> {
         }
         Err(error) => {
             interrupts.check("interrupted: nothing stays of what was written")?;
-            return Err(error).with_context(|| format!("export {name}"));
+            return Err(error).with_context(|| format!("export {}", names.join(", ")));
         }
         Ok(exported) => exported,
     };
-    let in_place = store.is_in_place(&image);
+    let in_place = images.iter().all(|image| image.store.is_in_place(&image.image));
     if output {
         ensure!(in_place, "the image was thrown away meanwhile, and its archive may be incomplete");
     }

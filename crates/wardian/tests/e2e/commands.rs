@@ -482,8 +482,8 @@ async fn events_are_told_as_they_happen() {
     let mut server = Server::start().await;
     let client = server.client();
     // Subscribed once this has returned.
-    let mut all = client.events(None).await.unwrap();
-    let mut one = client.events(Some("e")).await.unwrap();
+    let mut all = client.events(None, None, None).await.unwrap();
+    let mut one = client.events(Some("e"), None, None).await.unwrap();
     ok(&server, &["create", "--name", "other"]);
     assert_eq!(wardian(&server, &["run", "--name", "e", "--", "sh", "-c", "exit 3"]).code, Some(3));
     wardian(&server, &["exec", "e", "--", "nope"]);
@@ -570,7 +570,7 @@ async fn events_are_told_as_they_happen() {
     let id = ok(&server, &["exec", "-d", "other", "sleep", "1000"]);
     server.kill9();
     server.restart().await;
-    let mut after = client.events(None).await.unwrap();
+    let mut after = client.events(None, None, None).await.unwrap();
     ok(&server, &["stop", "--kill", "other"]);
     let ended = tokio::time::timeout(STUCK, after.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(
@@ -581,7 +581,7 @@ async fn events_are_told_as_they_happen() {
     assert_eq!(stopped.event, "stop");
 
     // The end of the server ends it.
-    let mut last = client.events(None).await.unwrap();
+    let mut last = client.events(None, None, None).await.unwrap();
     ok(&server, &["rm", "other"]);
     assert!(server.terminate().await.success());
     while let Some(event) = tokio::time::timeout(STUCK, last.next()).await.unwrap().unwrap() {

@@ -38,6 +38,17 @@ impl Image {
 
     /// One with these blobs as its layers, of these diff ids.
     pub fn made(media: &'static str, layers: Vec<Vec<u8>>, ids: &[String], config: &Value) -> Self {
+        Self::made_by(media, layers, ids, config, None)
+    }
+
+    /// The same, with this history.
+    pub fn made_by(
+        media: &'static str,
+        layers: Vec<Vec<u8>>,
+        ids: &[String],
+        config: &Value,
+        history: Option<&Value>,
+    ) -> Self {
         let (of_config, of_layer) = match media {
             DOCKER => (
                 "application/vnd.docker.container.image.v1+json",
@@ -47,7 +58,7 @@ impl Image {
         };
         let config = json!({
             "os": "linux", "architecture": std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64"),
-            "config": config, "rootfs": {"type": "layers", "diff_ids": ids},
+            "config": config, "rootfs": {"type": "layers", "diff_ids": ids}, "history": history,
         });
         let config = config.to_string().into_bytes();
         let describe = |blob: &[u8], media: &str| json!({"mediaType": media, "digest": format!("sha256:{}", digest(blob)), "size": blob.len()});

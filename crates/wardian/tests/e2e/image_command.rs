@@ -12,10 +12,15 @@ use wardian_garden::wire::ProcessSpec;
 
 /// Writes an OCI layout of busybox with this config.
 pub fn layout(server: &Server, name: &str, config: &Value) -> PathBuf {
+    layout_with(server, name, config, None)
+}
+
+/// The same, with this history.
+pub fn layout_with(server: &Server, name: &str, config: &Value, history: Option<&Value>) -> PathBuf {
     let dir = server.base().join(name);
     let tars = [fs::read(server.image()).unwrap(), tar_of(&[("of", name.as_bytes())])];
     let ids: Vec<_> = tars.iter().map(|tar| format!("sha256:{}", digest(tar))).collect();
-    let image = Image::made(OCI, tars.iter().map(|tar| gzip(tar)).collect(), &ids, config);
+    let image = Image::made_by(OCI, tars.iter().map(|tar| gzip(tar)).collect(), &ids, config, history);
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     for blob in image.layers.iter().chain([&image.config, &image.manifest]) {
