@@ -67,8 +67,9 @@ fn phases(args: &Args) -> Result<ExitCode> {
     let (handle, server) = (args.handle.as_deref().unwrap_or_default(), &args.server);
     let client = server.client()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let history = runtime.context("start the runtime")?.block_on(client.history(handle));
-    let history = history.map_err(|error| match error.kind() {
+    let runtime = runtime.context("start the runtime")?;
+    let handle = runtime.block_on(server.named(&client, handle))?;
+    let history = runtime.block_on(client.history(&handle)).map_err(|error| match error.kind() {
         Some(ErrorKind::ContainerNotFound) => anyhow::Error::new(error)
             .context("the server remembers its last thousand creates and destroys, and this is none of them"),
         _ => server.explain(error),

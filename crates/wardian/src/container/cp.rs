@@ -93,8 +93,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     check(&ends).map_err(mistake)?;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
+        let named = async |end: End| match end {
+            End::Inside(handle, path) => Ok(End::Inside(server.named(&client, &handle).await?, path)),
+            other => anyhow::Ok(other),
+        };
         let work = async {
-            match ends {
+            match (named(ends.0).await?, named(ends.1).await?) {
                 (End::Inside(handle, path), End::Host(to)) => {
                     out(&server, &client, &handle, &path, &to).await
                 }

@@ -48,6 +48,7 @@ pub fn limit(args: Limit) -> anyhow::Result<ExitCode> {
     let Limit { server, disk, inodes, disk_scope, handle } = args;
     block_on(async {
         let client = server.client()?;
+        let (name, handle) = (handle.clone(), server.named(&client, &handle).await?);
         // Before it, the container's absence would look like a container without limits.
         client.info(&handle).await.map_err(|error| server.explain(error))?;
         let mut limits = client.disk_limits(&handle).await.map_err(|error| server.explain(error))?;
@@ -55,7 +56,7 @@ pub fn limit(args: Limit) -> anyhow::Result<ExitCode> {
         limits.inode_hard = inodes.unwrap_or(limits.inode_hard);
         limits.scope = disk_scope.map_or(limits.scope, DiskScope::number);
         client.set_disk_limits(&handle, &limits).await.map_err(|error| server.explain(error))?;
-        print::text(&format!("{handle}\n"))
+        print::text(&format!("{name}\n"))
     })?;
     Ok(ExitCode::SUCCESS)
 }

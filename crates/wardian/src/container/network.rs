@@ -348,7 +348,10 @@ pub fn port(args: Port) -> Result<ExitCode> {
         return Err(mistake(anyhow::anyhow!("name one port of the container, such as 80 or 53/udp")));
     }
     let client = server.client()?;
-    let info = block_on(async { client.info(&handle).await.map_err(|error| server.explain(error)) })?;
+    let info = block_on(async {
+        let handle = server.named(&client, &handle).await?;
+        client.info(&handle).await.map_err(|error| server.explain(error))
+    })?;
     let ports = info.mapped_ports.as_deref().unwrap_or_default();
     let Some(Range { container, is_udp, .. }) = wanted else {
         let lines: String = ports.iter().map(|port| mapped(&info, port) + "\n").collect();
@@ -384,6 +387,7 @@ pub fn map(args: Map) -> Result<ExitCode> {
     twice(&wanted).map_err(mistake)?;
     let client = server.client()?;
     block_on(async {
+        let handle = server.named(&client, &handle).await?;
         let info = client.info(&handle).await.map_err(|error| server.explain(error))?;
         let mapped_ports = info.mapped_ports.as_deref().unwrap_or_default();
         if let Some((port, wanted)) = wanted.iter().find_map(|wanted| elsewhere(mapped_ports, wanted)) {
@@ -410,7 +414,10 @@ pub fn allow(args: Allow) -> Result<ExitCode> {
     let Allow { server, log, handle, rules } = args;
     let rules: Vec<NetOutRule> = rules.into_iter().map(|rule| NetOutRule { log, ..rule }).collect();
     let client = server.client()?;
-    block_on(async { client.bulk_net_out(&handle, &rules).await.map_err(|error| server.explain(error)) })?;
+    block_on(async {
+        let handle = server.named(&client, &handle).await?;
+        client.bulk_net_out(&handle, &rules).await.map_err(|error| server.explain(error))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

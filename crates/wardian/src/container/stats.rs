@@ -137,6 +137,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
         let explain = |error| server.explain(error);
         let look = async {
+            let mut named = Vec::new();
+            for handle in &handles {
+                named.push(server.named(&client, handle).await?);
+            }
+            let handles = named;
             let mut before = sample(&client, &handles).await.map_err(explain)?;
             if let Some(unknown) = handles.iter().find(|handle| !before.contains_key(*handle)) {
                 // Fails with the reason.
