@@ -1,7 +1,9 @@
 //! What a client may know of the server as a whole.
 
+use crate::container::Container;
 use crate::{Engine, Error, Result};
 use std::path::PathBuf;
+use std::sync::Arc;
 use wardian_network::Driver;
 use wardian_network::outside::Programs;
 
@@ -52,7 +54,9 @@ impl Engine {
         let (shared, config) = (&self.shared, &self.shared.config);
         let disk = rustix::fs::statvfs(&config.root).map_err(Error::system("info"))?;
         let containers: Vec<_> = shared.lock().values().cloned().collect();
-        let stopped = containers.iter().filter(|container| container.is_stopped()).count();
+        let runs =
+            |container: &Arc<Container>| container.processes().iter().any(|process| process.ending.is_none());
+        let running = containers.iter().filter(|container| runs(container)).count();
         let (conf, insecure) = config.registries.sources();
         Ok(Overall {
             root: config.root.clone(),
@@ -68,8 +72,8 @@ impl Engine {
                     Programs::Cni { .. } => "cni",
                 },
             },
-            running: containers.len() - stopped,
-            stopped,
+            running,
+            stopped: containers.len() - running,
             images: shared.store.images().map_err(Error::store("info"))?.len(),
             layers_bytes: shared.store.layers_bytes().map_err(Error::store("info"))?,
             available_bytes: disk.f_bavail * disk.f_frsize,

@@ -10,7 +10,10 @@ const COLUMNS: usize = 80;
 const MOST_COLUMNS: usize = 100;
 
 /// The headings of options, by the commands that have them.
-const HEADINGS: [(&[&str], &[(&str, &[&str])]); 3] = [
+/// A heading, and the flags below it.
+type Heading = (&'static str, &'static [&'static str]);
+
+const HEADINGS: [(&[&str], &[Heading]); 3] = [
     (
         &["run", "create", "exec"],
         &[

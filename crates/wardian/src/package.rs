@@ -160,7 +160,7 @@ fn value(arg: &clap::Arg, long: &str) -> Result<String> {
     if let Some((_, example)) = EXAMPLES.iter().find(|(name, _)| *name == long) {
         return Ok((*example).to_owned());
     }
-    let name = arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str());
+    let name = arg.get_value_names().and_then(|names| names.first()).map(clap::builder::Str::as_str);
     let kind = KINDS.iter().find(|(kind, _)| Some(*kind) == name);
     let (_, example) = kind.with_context(|| format!("there is no example for {long}"))?;
     Ok(if is_list { format!("[{}]", quoted(example)) } else { quoted(example) })

@@ -43,8 +43,8 @@ pub struct Args {
 /// Explain it.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match args.pid {
-        Some(pid) => watch(pid, &args),
-        None => phases(&args),
+        Some(pid) => watch(pid, args),
+        None => phases(args),
     }
 }
 

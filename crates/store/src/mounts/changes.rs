@@ -281,7 +281,7 @@ fn is_opaque(dir: impl AsFd) -> bool {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::Path;
 
     fn open(path: &Path) -> OwnedFd {

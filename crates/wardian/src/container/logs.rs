@@ -149,38 +149,28 @@ async fn last(
     Ok((cut(pieces, lines), over))
 }
 
-/// Leaves out all but the last lines. What a stream has printed after its last line break is a line too.
-fn cut(mut pieces: Vec<Piece>, lines: usize) -> Vec<Piece> {
-    let (mut there, mut open) = (0, [false; 2]);
-    for piece in &pieces {
-        if let Piece::Output { stderr, data, .. } = piece {
-            there += breaks(data).count();
-            open[usize::from(*stderr)] = data.last().is_some_and(|byte| *byte != b'\n');
+/// Leaves out all but the last lines, in the order of their beginnings. What a stream has printed after its last line break is
+/// a line too.
+fn cut(pieces: Vec<Piece>, lines: usize) -> Vec<Piece> {
+    let (mut count, mut open) = (0_usize, [None; 2]);
+    let mut parts = Vec::new();
+    for piece in pieces {
+        let Piece::Output { stderr, time_ms, data } = piece else {
+            parts.push((count, piece));
+            continue;
+        };
+        for part in data.split_inclusive(|byte| *byte == b'\n') {
+            let line = open[usize::from(stderr)].take().unwrap_or_else(|| {
+                count += 1;
+                count
+            });
+            open[usize::from(stderr)] = Some(line).filter(|_| !part.ends_with(b"\n"));
+            parts.push((line, Piece::Output { stderr, time_ms, data: part.to_vec() }));
         }
     }
-    there += open.iter().filter(|open| **open).count();
-    let mut skip = there.saturating_sub(lines);
-    let mut at = 0;
-    while skip > 0 && at < pieces.len() {
-        if let Piece::Output { data, .. } = &mut pieces[at] {
-            let end = breaks(data).nth(skip - 1);
-            if let Some(end) = end {
-                data.drain(..=end);
-                break;
-            }
-            skip -= breaks(data).count();
-        }
-        at += 1;
-    }
-    pieces.drain(..at);
-    if lines == 0 {
-        pieces.clear();
-    }
-    pieces
-}
-
-fn breaks(data: &[u8]) -> impl Iterator<Item = usize> {
-    data.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at)
+    // What was dropped before these lines is of interest only if there are fewer than were asked for.
+    let first = count.saturating_sub(lines);
+    parts.into_iter().filter(|(line, _)| *line > first || count < lines).map(|(_, piece)| piece).collect()
 }
 
 enum Failed {
@@ -314,7 +304,10 @@ mod tests {
         assert_eq!(last(50), text(&all()));
         assert_eq!(text(&cut(vec![out("a\n"), out("b\n")], 1)), "b\n");
         let err = Piece::Output { stderr: true, time_ms: 0, data: b"e".into() };
-        assert_eq!(cut(vec![out("a\nb"), err.clone()], 2), [out("b"), err]);
+        assert_eq!(cut(vec![out("a\nb"), err.clone()], 2), [out("b"), err.clone()]);
+        // A line that was begun before another one, and ends after it.
+        assert_eq!(cut(vec![out("x\na"), err.clone(), out("b\n")], 2), [out("a"), err.clone(), out("b\n")]);
+        assert_eq!(cut(vec![out("a"), err.clone(), out("b\n")], 1), [err]);
     }
 
     #[test]

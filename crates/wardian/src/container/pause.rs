@@ -16,13 +16,13 @@ pub struct Args {
 }
 
 /// Freezes the processes of containers.
-pub fn pause(args: Args) -> anyhow::Result<ExitCode> {
-    work(&args, true)
+pub fn pause(args: &Args) -> anyhow::Result<ExitCode> {
+    work(args, true)
 }
 
 /// Lets them go on.
-pub fn unpause(args: Args) -> anyhow::Result<ExitCode> {
-    work(&args, false)
+pub fn unpause(args: &Args) -> anyhow::Result<ExitCode> {
+    work(args, false)
 }
 
 fn work(Args { server, handles }: &Args, pause: bool) -> anyhow::Result<ExitCode> {

@@ -30,7 +30,7 @@ async fn a_paused_container_does_nothing_until_it_goes_on() {
     assert_eq!(ok(&server, &["pause", "p", "other"]), "p\nother\n");
     assert_eq!(ok(&server, &["pause", "p"]), "p\n", "it is paused, and that is all");
     assert!(!goes_on(&client, "p").await);
-    assert!(ok(&server, &["ps"]).lines().any(|line| line.starts_with("p ") && line.contains("paused")));
+    assert!(ok(&server, &["ps"]).lines().any(|line| line.ends_with(" p") && line.contains("paused")));
     let info = client.info("p").await.unwrap();
     assert!(info.paused && info.state == "active", "{info:?}");
     ok(&server, &["stats", "--no-stream", "p"]);

@@ -113,7 +113,7 @@ const MISTAKES: [(&str, &str, &str); 32] = [
     ("POST /containers", r#"{"handle":"c"}"#, "already in use"),
     ("POST /containers", r#"{"handle":"a/b"}"#, "invalid handle"),
     ("POST /containers", r#"{"rootfs":"/no/such.tar"}"#, "cannot open the image"),
-    ("POST /containers", r#"{"rootfs":"/etc/passwd"}"#, "is no tar archive"),
+    ("POST /containers", r#"{"rootfs":"/etc/passwd"}"#, "is no image: neither"),
     ("POST /containers", r#"{"rootfs":"foo://x"}"#, "cannot open the image"),
     ("POST /containers", r#"{"rootfs":"/a","image":{"uri":"/b"}}"#, ""),
     ("POST /containers", r#"{"bind_mounts":[{"src_path":"/no/such","dst_path":"/x"}]}"#, "/no/such"),

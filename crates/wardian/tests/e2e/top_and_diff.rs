@@ -1,7 +1,7 @@
 //! What is in a container, seen from the host: its processes, what it has changed, all of its files.
 
 use crate::commands::{command, fails, ok};
-use crate::support::{Server, run, script};
+use crate::support::{STUCK, Server, run, script};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,15 @@ async fn the_processes_of_a_container() {
     let client = server.create("t").await;
     ok(&server, &["run", "-d", "--name", "main", "--", "sh", "-c", "sleep 1234 & exec sleep 4321"]);
     ok(&server, &["exec", "-d", "-u", "1000:1000", "main", "sleep", "777"]);
-    let all: Value = serde_json::from_str(&ok(&server, &["top", "--json", "main"])).unwrap();
+    let begin = std::time::Instant::now();
+    let all: Value = loop {
+        let text = ok(&server, &["top", "--json", "main"]);
+        if ["sleep 4321", "sleep 1234", "sleep 777"].iter().all(|one| text.contains(one))
+            || begin.elapsed() > STUCK
+        {
+            break serde_json::from_str(&text).unwrap();
+        }
+    };
     let find = |text: &str| {
         let found = all.as_array().unwrap().iter().find(|one| one["command"] == text);
         found.unwrap_or_else(|| panic!("no {text}: {all:#}")).clone()
@@ -29,9 +37,15 @@ async fn the_processes_of_a_container() {
     assert!(table.starts_with("PID  PARENT  USER  STATE  CPU TIME  COMMAND\n"), "{table}");
 
     // A process calls itself what it likes.
-    let odd = "exec -a \"$(printf 'a\\n\\033[2Jb\\tc')\" sleep 55";
+    let odd = "exec sh -c 'sleep 55; :' \"$(printf 'a\\n\\033[2Jb\\tc')\"";
     ok(&server, &["exec", "-d", "t", "sh", "-c", odd]);
-    let table = ok(&server, &["top", "t"]);
+    let begin = std::time::Instant::now();
+    let table = loop {
+        let table = ok(&server, &["top", "t"]);
+        if table.contains("sleep 55; :") || begin.elapsed() > STUCK {
+            break table;
+        }
+    };
     assert!(table.contains("a\\n\\u{1b}[2Jb") && !table.contains('\u{1b}'), "{table:?}");
     let refused = fails(&server, 2, &["top", "main", "-o", "pid"]);
     assert!(refused.contains("`wardian exec main -- ps -o pid`"), "{refused}");
