@@ -334,7 +334,7 @@ mod tests {
     async fn who_was_not_heard_comes_again_unless_something_would_be_done_twice() {
         let list = async |client: Client| client.list(&BTreeMap::new()).await.is_ok();
         let set = async |client: Client| client.set_property("h", "k", "v").await.is_ok();
-        let events = async |client: Client| client.events(None).await.is_ok();
+        let events = async |client: Client| client.events(None, None, None).await.is_ok();
         let destroy = async |client: Client| client.destroy("h").await.is_ok();
         let run = async |client: Client| client.run("h", &Default::default(), Io::default()).await.is_ok();
         assert_eq!(asked(Cut::Unanswered, list).await, (3, true));
