@@ -64,7 +64,7 @@ const ANSWERS: [(&str, &str); 63] = [
     ),
     (
         "--log-driver",
-        "output goes to whoever is attached; a program that is to be read elsewhere writes into a file of a volume (-v)",
+        "`wardian logs` shows what --keep-output keeps; for more, the program writes into a file of a volume (-v)",
     ),
     ("--log-opt", "see --log-driver"),
     ("--mac-address", "the kernel chooses it"),

@@ -114,7 +114,7 @@ enum Command {
     Doctor(doctor::Args),
     /// End all containers and remove what was made on this host; images only with --images, volumes only with --volumes
     Reset(reset::Args),
-    /// Print a completion script for a shell
+    /// Print a completion script for a shell: `source <(wardian completion bash)`
     Completion {
         /// For which shell
         shell: clap_complete::Shell,

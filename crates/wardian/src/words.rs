@@ -32,7 +32,7 @@ const SAME: [(&str, &[&str]); 15] = [
 ];
 
 /// Words that have no counterpart, and what is here instead.
-const ANSWERS: [(&str, &str); 21] = [
+const ANSWERS: [(&str, &str); 22] = [
     (
         "build",
         "wardian builds no images: build them with docker, podman or buildah, and bring them in by `wardian image pull NAME` or \
@@ -55,6 +55,10 @@ const ANSWERS: [(&str, &str); 21] = [
     ),
     ("node", "there is no swarm: wardian is an engine for one host"),
     ("plugin", "network plugins are the server's: `wardian serve --network`"),
+    (
+        "prune",
+        "`wardian rm $(wardian ps -q --filter status=exited)` removes the containers whose process has ended",
+    ),
     ("rename", "a container keeps its handle: `wardian create --name NAME` chooses it"),
     (
         "restart",

@@ -23,7 +23,7 @@ pub struct Args {
     /// The file to make [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Its handle
+    /// Its handle, or the beginning of its id
     handle: String,
 }
 

@@ -71,7 +71,9 @@ fn unescape(text: &str) -> String {
 fn find<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, name| match value {
         Value::Object(fields) => fields.get(name),
-        Value::Array(values) => values.get(name.parse::<usize>().ok()?),
+        // Lists differ from row to row.
+        Value::Array(values) => Some(values.get(name.parse::<usize>().ok()?).unwrap_or(&Value::Null)),
+        Value::Null => Some(value),
         _ => None,
     })
 }
@@ -193,11 +195,12 @@ mod tests {
             "80 [{\"host\":80}] \"web\" []"
         );
         assert_eq!(of("{{json .n}}{{json .ports}}"), "7[{\"host\":80}]");
+        assert_eq!(of("[{{.ports.7.host}}{{.none.x}}]"), "[]");
         assert_eq!(of("{{.odd}}"), "a\\nb");
         assert!(of("{{json .}}").contains("\"handle\":\"web\""));
         for (bad, says) in [
             ("{{.nope}}", "there are: handle, n, none, odd, ports"),
-            ("{{.ports.7}}", "there are in .ports: 1 values"),
+            ("{{.ports.x}}", "there are in .ports: 1 values"),
             ("{{.handle.x}}", "no fields"),
         ] {
             assert!(filled(bad, &row).unwrap_err().contains(says), "{bad}: {:?}", filled(bad, &row));

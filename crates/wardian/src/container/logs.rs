@@ -50,7 +50,7 @@ pub struct Wait {
     /// The process's id, as `exec -d` prints it
     #[arg(long, value_name = "ID", default_value = MAIN)]
     process: String,
-    /// Handles
+    /// Handles, or beginnings of ids
     #[arg(required = true, value_name = "HANDLE")]
     handles: Vec<String>,
 }
@@ -259,7 +259,7 @@ pub fn wait(args: Wait) -> Result<ExitCode> {
     let Wait { server, process, handles } = args;
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
-        super::each(&handles, &mut signals, "waited for", |name| {
+        super::each(&handles, &mut signals, "", |name| {
             let (client, server, process) = (client.clone(), server.clone(), process.clone());
             async move {
                 let handle = server.named(&client, &name).await?;

@@ -27,7 +27,7 @@ pub struct Limit {
     /// What counts towards --disk: the image and what is written (total), or what is written alone (exclusive)
     #[arg(long, value_name = "SCOPE", group = "limit")]
     disk_scope: Option<DiskScope>,
-    /// Its handle
+    /// Its handle, or the beginning of its id
     #[arg(value_name = "HANDLE")]
     handle: String,
 }
@@ -76,7 +76,7 @@ pub struct Stop {
     /// The first signal, by name or number [default: the container's, see `run --stop-signal`]
     #[arg(short, long, value_name = "SIGNAL", value_parser = super::signal::named)]
     signal: Option<String>,
-    /// Handles
+    /// Handles, or beginnings of ids
     #[arg(required = true, value_name = "HANDLE")]
     handles: Vec<String>,
 }
@@ -89,7 +89,7 @@ pub struct Rm {
     /// One that is not there is no error
     #[arg(short, long)]
     force: bool,
-    /// Handles
+    /// Handles, or beginnings of ids
     #[arg(required = true, value_name = "HANDLE")]
     handles: Vec<String>,
 }

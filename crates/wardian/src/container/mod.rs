@@ -240,9 +240,9 @@ impl Server {
     /// Converts an error of a request for a process.
     pub fn no_process(&self, error: Error, handle: &str, process: &str) -> anyhow::Error {
         if error.kind() == Some(ErrorKind::ProcessNotFound) {
+            let why = if process == MAIN { ", `run` has started nothing in it" } else { "" };
             return anyhow::Error::new(error).context(format!(
-                "unknown process: {process} in {handle}; what `run` starts is called {MAIN}, and `wardian inspect {handle}` lists \
-                 the processes"
+                "unknown process: {process} in {handle}{why}; `wardian inspect {handle}` lists the processes"
             ));
         }
         self.explain(error)
@@ -353,7 +353,7 @@ const TOGETHER: usize = 16;
 
 /// Does the work for each handle, several at a time, also after a failure; lines and errors are printed in the order of
 /// the handles, the last error is returned. The work returns the line to print, if any. A signal ends it
-/// with a message that the containers which it has not printed may or may not be `done` (such as "stopped").
+/// with a message that the containers which it has not printed may or may not be `done` (such as "stopped"; empty: they are only waited for).
 pub async fn each<F>(
     handles: &[String],
     signals: &mut session::Signals,
@@ -379,9 +379,13 @@ where
                 let (some, rest) = (names(running.iter().map(|(handle, _)| *handle)), names(waiting));
                 running.iter().for_each(|(_, task)| task.abort());
                 let rest = if rest.is_empty() { rest } else { format!("; not {done}: {rest}") };
-                let text = format!(
-                    "the server has not said whether these are {done}: {some}: `wardian ps` shows it{rest}"
-                );
+                let text = if done.is_empty() {
+                    format!("these have not ended: {some}")
+                } else {
+                    format!(
+                        "the server has not said whether these are {done}: {some}: `wardian ps` shows it{rest}"
+                    )
+                };
                 failure.iter().for_each(crate::print::failure);
                 return Err(crate::exit::interrupted(number, &text));
             }

@@ -307,7 +307,7 @@ pub fn summary(ports: &[PortMapping]) -> String {
 pub struct Port {
     #[command(flatten)]
     server: Server,
-    /// The container's handle
+    /// The container's handle, or the beginning of its id
     handle: String,
     /// A port of the container: print only where it can be reached
     #[arg(value_name = "PORT[/tcp|udp]", value_parser = ports)]
@@ -319,7 +319,7 @@ pub struct Port {
 pub struct Map {
     #[command(flatten)]
     server: Server,
-    /// The container's handle
+    /// The container's handle, or the beginning of its id
     handle: String,
     /// Such as 8080:80, 53:53/udp, 8000-8009:80-89; 80 alone takes a host port of the server's pool
     #[arg(required = true, value_name = PORTS, value_parser = ports)]
@@ -334,7 +334,7 @@ pub struct Allow {
     /// Have the server log each connection that one of these rules lets pass
     #[arg(long)]
     log: bool,
-    /// The container's handle
+    /// The container's handle, or the beginning of its id
     handle: String,
     /// Such as 10.0.0.0/8, 10.0.0.0/8:443, 10.1.2.3-10.1.2.9:53/udp, 10.0.0.0/8/icmp, [fd00::/8]:443
     #[arg(required = true, value_name = RULE, value_parser = rule)]

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 pub struct Args {
     #[command(flatten)]
     server: Server,
-    /// Handles
+    /// Handles, or beginnings of ids
     #[arg(required = true, value_name = "HANDLE")]
     handles: Vec<String>,
 }

@@ -2,10 +2,11 @@
 
 use super::format::{self, Format};
 use super::spec::pair;
-use super::status::{state, status};
+use super::status::{STATES, state, status};
 use super::{Server, block_on, network};
+use crate::exit::mistake;
 use crate::print;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -63,6 +64,18 @@ impl Filters {
             }
         }
         (Self(own), properties)
+    }
+
+    /// Refuses a state that no container can have.
+    fn check(&self) -> Result<()> {
+        let unknown =
+            self.0.get("status").into_iter().flatten().find(|word| !STATES.contains(&word.as_str()));
+        match unknown {
+            None => Ok(()),
+            Some(word) => {
+                bail!("--filter status={word}: there is no such state; there are: {}", STATES.join(", "))
+            }
+        }
     }
 
     /// Whether a container is meant: of several values for a key one must fit, except for labels.
@@ -179,6 +192,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let Args { server, all, quiet, filters, no_trunc, json, format } = args;
     let client = server.client()?;
     let (filters, properties) = Filters::of(filters);
+    filters.check().map_err(mistake)?;
     let mut found = block_on(containers(&server, &client, &properties))?;
     let is_created = |container: &Container| {
         container.properties.get("garden.state").is_some_and(|state| state == "created")

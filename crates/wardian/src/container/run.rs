@@ -56,8 +56,8 @@ pub struct Streams {
     /// Detach: do not attach to the process. With -i its standard input stays open for `wardian attach -i`
     #[arg(short, long)]
     pub detach: bool,
-    /// Keep this much of its newest output for `wardian logs`, at most 64M; 0: nothing [default: 1M with -d, and for `run` without
-    /// --rm]
+    /// Keep this much of its newest output for `wardian logs`, at most 64M; 0: nothing [default: 1M with -d, and for `run`
+    /// without --rm; else 0]
     #[arg(long, value_name = "BYTES", value_parser = kept)]
     keep_output: Option<u64>,
 }

@@ -18,7 +18,7 @@ pub struct Kill {
     /// The process's id [default with --signal: main, which `run` has started]
     #[arg(long, value_name = "ID")]
     process: Option<String>,
-    /// Handles
+    /// Handles, or beginnings of ids
     #[arg(required = true, value_name = "HANDLE")]
     handles: Vec<String>,
 }

@@ -3,6 +3,10 @@
 use crate::print;
 use wardian_garden::wire::{Container, ProcessState};
 
+/// The states of containers.
+pub const STATES: [&str; 8] =
+    ["running", "exited", "idle", "stopped", "paused", "broken", "creating", "destroying"];
+
 /// Returns the state of a container in one word, for filters.
 pub fn state(container: &Container) -> &str {
     match (container.state.as_str(), &container.main) {

@@ -14,7 +14,7 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Its handle
+    /// Its handle, or the beginning of its id
     handle: String,
     /// Options of ps, which docker has here
     #[arg(hide = true, allow_hyphen_values = true, value_name = "PS OPTIONS")]

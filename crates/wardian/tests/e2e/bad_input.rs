@@ -95,7 +95,7 @@ async fn bad_images() {
     evil.append_link(&mut hard, "shadow", "/etc/shadow").unwrap();
     for (bad, needle) in [
         (server.base().join("nowhere.tar").to_str().unwrap().to_owned(), "nowhere.tar"),
-        (write("noise.tar", &crate::support::noise(5000)), "noise.tar is no image and no layer"),
+        (write("noise.tar", &crate::support::noise(5000)), "noise.tar is no image: neither"),
         (write("cut.tar", &good[..good.len() / 2]), ""),
         (write("cut.tar.gz", &packed[..packed.len() / 2]), ""),
         (write("corrupt.tar.gz", &corrupt), ""),

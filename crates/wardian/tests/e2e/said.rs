@@ -56,7 +56,8 @@ fn an_image_that_is_no_tar_is_told_by_its_file() {
         let said = alone.place.wardian(&["image", "import", &source]);
         assert_eq!(said.code, Some(1), "{source}: {said:?}");
         assert!(said.err.contains(&named), "{source}: {said:?}");
-        let what = "is no image and no layer: neither a tar (plain, gzip or zstd) nor what `docker save` wrote nor an OCI layout";
+        let what =
+            "is no image: neither a tar (plain, gzip or zstd) nor what `docker save` wrote nor an OCI layout";
         assert!(said.err.contains(what), "{source}: {said:?}");
     }
     alone.finish();
