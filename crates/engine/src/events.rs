@@ -87,6 +87,11 @@ impl Default for Events {
 }
 
 impl Events {
+    /// Notes that an earlier server has told events of these containers, which are not known any more.
+    pub(crate) fn had_a_past(&self) {
+        self.past.lock().forgotten = Some(now());
+    }
+
     pub(crate) fn tell(&self, handle: &str, id: &str, what: What) {
         // The lock is held while it is sent, so that a new listener gets each event once.
         let mut past = self.past.lock();

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::RwLockReadGuard;
+use tracing::Instrument as _;
 
 /// How long a pause waits for starts of processes that are under way: one that is frozen half started would hold its
 /// keeper up.
@@ -36,6 +37,13 @@ impl Engine {
     /// # Errors
     /// Unknown or broken container; the host has no freezer; or a process cannot be frozen now, and then none is.
     pub async fn pause(&self, handle: &str) -> Result<()> {
+        // A client that goes must not leave it half done.
+        let (engine, handle) = (self.clone(), handle.to_owned());
+        let task = async move { engine.pause_now(&handle).await };
+        tokio::spawn(task.in_current_span()).await.map_err(Error::task("pause"))?
+    }
+
+    async fn pause_now(&self, handle: &str) -> Result<()> {
         let container = self.find(handle)?;
         container.keeper()?;
         let waiting = tokio::time::timeout(STARTS, container.starts.write());
@@ -80,7 +88,9 @@ impl Engine {
     pub async fn unpause(&self, handle: &str) -> Result<()> {
         let container = self.find(handle)?;
         container.keeper()?;
-        self.thaw(&container).await
+        let engine = self.clone();
+        let task = async move { engine.thaw(&container).await };
+        tokio::spawn(task.in_current_span()).await.map_err(Error::task("unpause"))?
     }
 
     /// Thaws a container if it is paused.

@@ -47,6 +47,7 @@ impl Engine {
         let count = containers.iter().flatten().count();
         if count > 0 {
             tracing::info!(count, "restore.done");
+            self.shared.events.had_a_past();
         }
         self.sweep_cgroups_of_peas();
         // The output of their processes has no reader yet, and there may be much of it.

@@ -5,6 +5,7 @@ use crate::container::Container;
 use crate::container::pea::pea_cgroup;
 use crate::{Engine, Error, Result, Shared};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -65,11 +66,11 @@ impl Engine {
         };
         let listed = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(list)).await;
         let late = Error::GivenUp { during: "top", why: "a process keeps the kernel waiting" };
-        listed.map_err(|_| late)?.map_err(Error::task("top"))
+        listed.map_err(|_| late)?.map_err(Error::task("top"))?
     }
 }
 
-fn top(shared: &Shared, container: &Container) -> Top {
+fn top(shared: &Shared, container: &Container) -> Result<Top> {
     let peas = container.peas().into_iter().map(|(_, pea)| pea_cgroup(&container.id, &pea.rootfs, true));
     let groups: Vec<String> = std::iter::once(container.id.clone()).chain(peas).collect();
     let members = || groups.iter().flat_map(|group| shared.cgroups.members(group)).collect::<BTreeSet<_>>();
@@ -78,32 +79,42 @@ fn top(shared: &Shared, container: &Container) -> Top {
     found.retain(|pid| Some(*pid) != container.keeper_pid());
     let cut = found.len() > PROCESSES;
     found.truncate(PROCESSES);
-    // A directory of /proc is one process's, whoever has its number later.
-    let open = |pid: i32| Some((pid, directory(pid)?));
-    let opened: Vec<(i32, OwnedFd)> = found.into_iter().filter_map(open).collect();
-    let still = members();
-    let init = container.init().and_then(directory);
+    let init = container.init().map(directory).transpose()?.flatten();
     // The container's own namespace is where its init is 1.
     let depth = init.as_ref().and_then(|init| Some(status(&text(init, "status", FILE)?)?.pids.len()));
     let users = init.as_ref().and_then(|init| text(init, "uid_map", FILE)).unwrap_or_default();
-    let mut rows: Vec<Row> = opened
-        .iter()
-        .filter(|(pid, _)| still.contains(pid))
-        .filter_map(|(pid, dir)| row(*pid, dir, depth.unwrap_or(1), &users))
-        .collect();
+    let mut rows: Vec<Row> = Vec::new();
+    // Each is open while its batch is looked at.
+    for batch in found.chunks(BATCH) {
+        // A directory of /proc is one process's, whoever has its number later.
+        let open = |pid: &i32| Ok(directory(*pid)?.map(|dir| (*pid, dir)));
+        let opened: Vec<(i32, OwnedFd)> =
+            batch.iter().filter_map(|pid| open(pid).transpose()).collect::<Result<_>>()?;
+        let still = members();
+        let read = |(pid, dir): &(i32, OwnedFd)| row(*pid, dir, depth.unwrap_or(1), &users);
+        rows.extend(opened.iter().filter(|(pid, _)| still.contains(pid)).filter_map(read));
+    }
     let inside: std::collections::HashMap<i32, i32> =
         rows.iter().map(|row| (row.host_pid, row.pid)).collect();
     for row in &mut rows {
         row.parent = inside.get(&row.parent).copied().unwrap_or(0);
     }
     rows.sort_by_key(|row| row.pid);
-    Top { processes: rows, cut }
+    Ok(Top { processes: rows, cut })
 }
 
-fn directory(pid: i32) -> Option<OwnedFd> {
+/// Opens the directory of a process; `None`: it has ended.
+fn directory(pid: i32) -> Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()).ok()
+    match rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        Err(error) => Err(Error::system("top")(error)),
+    }
 }
+
+/// Processes that are looked at together: descriptors are few.
+const BATCH: usize = 256;
 
 /// Reads a file of a process; `None`: it has ended.
 fn bytes(dir: &OwnedFd, name: &str, most: usize) -> Option<Vec<u8>> {

@@ -60,13 +60,17 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut output: Output) -> std
                 writer.write_all(&note(wire::Dropped { dropped, ..Default::default() })).await?;
             }
             FoundOutput::Nothing => {
-                if output.follow && !std::mem::replace(&mut now, true) {
-                    writer.write_all(&note(wire::Dropped { now, ..Default::default() })).await?;
-                }
-                if !output.follow || !output.reader.more().await {
+                if !output.follow || (now && !output.reader.more().await) {
                     break;
                 }
             }
+        }
+        if !now && output.reader.is_at_the_beginning() {
+            if !output.follow {
+                break;
+            }
+            now = true;
+            writer.write_all(&note(wire::Dropped { now, ..Default::default() })).await?;
         }
     }
     writer.write_all(&note(wire::Dropped { over: true, ..Default::default() })).await

@@ -55,10 +55,25 @@ pub fn script_for(shell: Shell) -> Result<Vec<u8>> {
 
 /// Lets arguments that are names be completed, in a command and those below it.
 pub fn with_names(command: Command) -> Command {
-    named(command, false)
+    named(command, "")
 }
 
-fn named(command: Command, in_image: bool) -> Command {
+/// Whether the value of an argument is the path of a file.
+fn is_path(arg: &clap::Arg) -> bool {
+    use clap::ValueHint as Hint;
+    arg.get_action().takes_values()
+        && matches!(
+            arg.get_value_hint(),
+            Hint::AnyPath | Hint::FilePath | Hint::DirPath | Hint::ExecutablePath
+        )
+}
+
+fn nothing(_begun: &OsStr) -> Vec<CompletionCandidate> {
+    Vec::new()
+}
+
+/// `group`: the command above it.
+fn named(command: Command, group: &str) -> Command {
     let of = |arg: &clap::Arg| -> Option<fn(&OsStr) -> Vec<CompletionCandidate>> {
         let is_positional = arg.is_positional();
         match arg.get_id().as_str() {
@@ -66,19 +81,27 @@ fn named(command: Command, in_image: bool) -> Command {
             "process" if is_positional => Some(processes),
             "from" | "to" if is_positional && command.get_name() == "cp" => Some(files),
             "image" if is_positional => Some(images),
-            "name" | "names" if is_positional && in_image => Some(images),
+            "name" | "names" if is_positional && group == "image" => Some(images),
+            "name" | "names" if is_positional && group == "volume" => Some(volumes),
+            // The shell completes them, and quotes names that would be commands to it.
+            _ if is_path(arg) => Some(nothing),
             _ => None,
         }
     };
     // An argument that is changed becomes the last one, so all that have places are changed, in their order.
     let places = command.get_arguments().filter(|arg| arg.is_positional());
     let places: Vec<_> = places.map(|arg| (arg.get_id().clone(), of(arg))).collect();
-    let in_image = in_image || command.get_name() == "image";
+    let group = command.get_name().to_owned();
+    let paths = command.get_arguments().filter(|arg| !arg.is_positional() && is_path(arg));
+    let paths: Vec<_> = paths.map(|arg| arg.get_id().clone()).collect();
+    let command = paths
+        .into_iter()
+        .fold(command, |command, id| command.mut_arg(id, |arg| arg.add(ArgValueCompleter::new(nothing))));
     let command = places.into_iter().fold(command, |command, (id, of)| {
         command.mut_arg(id, |arg| of.map_or(arg.clone(), |of| arg.add(ArgValueCompleter::new(of))))
     });
     let names: Vec<_> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
-    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |sub| named(sub, in_image)))
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |sub| named(sub, &group)))
 }
 
 fn containers(begun: &OsStr) -> Vec<CompletionCandidate> {
@@ -105,6 +128,13 @@ fn processes(begun: &OsStr) -> Vec<CompletionCandidate> {
         Some(container.processes.into_iter().map(|process| process.id).collect())
     });
     candidates(begun, "", ids)
+}
+
+fn volumes(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let names = ask(async |client| {
+        Some(client.volumes().await.ok()?.into_iter().map(|volume| volume.name).collect())
+    });
+    candidates(begun, "", names)
 }
 
 fn images(begun: &OsStr) -> Vec<CompletionCandidate> {

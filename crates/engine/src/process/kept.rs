@@ -215,7 +215,8 @@ impl Kept {
     }
 
     fn with(place: Place, room: &Arc<Room>, bytes: u64, state: State) -> Arc<Self> {
-        let most = usize::try_from(bytes.min(MOST)).unwrap_or(usize::MAX).div_ceil(SLOT).max(1);
+        // One more than the bytes take: the oldest slot is given up whole.
+        let most = usize::try_from(bytes.min(MOST)).unwrap_or(usize::MAX).div_ceil(SLOT) + 1;
         let news = watch::Sender::new(News { printed: state.printed, over: false });
         let kept = Arc::new(Self { place, room: room.clone(), most, state: Mutex::new(state), news });
         room.enter(&kept);
@@ -229,7 +230,7 @@ impl Kept {
             Err(error) => return Err(error),
         };
         let length = file.metadata()?.len().div_ceil(SLOT as u64);
-        let mut state = State { gap: true, ..State::default() };
+        let mut state = State::default();
         for place in 0..u32::try_from(length).unwrap_or(u32::MAX) {
             let mut head = [0; HEAD];
             let read = file.read_at(&mut head, u64::from(place) * SLOT as u64)?;
@@ -364,7 +365,8 @@ impl Kept {
     /// Returns a reader, which begins with the oldest output that is kept.
     pub fn reader(self: &Arc<Self>) -> Reader {
         let news = self.news.subscribe();
-        Reader { kept: self.clone(), file: None, number: 0, offset: HEAD, at: 0, news }
+        let until = self.state.lock().printed;
+        Reader { kept: self.clone(), file: None, number: 0, offset: HEAD, at: 0, until, news }
     }
 }
 
@@ -385,6 +387,8 @@ pub struct Reader {
     offset: usize,
     /// How much of what the process has printed lies before the offset.
     at: u64,
+    /// How much it had printed when the reader was made.
+    until: u64,
     news: watch::Receiver<News>,
 }
 
@@ -435,6 +439,11 @@ impl Reader {
         self.offset = slot.used;
         self.at += payload(&pieces);
         Ok(if pieces.is_empty() { Found::Nothing } else { Found::Pieces(pieces) })
+    }
+
+    /// Whether all was read that had been printed when the reader was made: a process may print faster than it is read.
+    pub fn is_at_the_beginning(&self) -> bool {
+        self.at >= self.until
     }
 
     /// Waits for more. Returns false if the output is over and was read.

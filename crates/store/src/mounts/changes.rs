@@ -13,8 +13,10 @@ use rustix::io::Errno;
 
 /// The most changes that are told.
 const CHANGES: usize = 100_000;
-/// The most bytes of their paths.
+/// The most bytes of their paths in JSON, where a control character has six.
 const BYTES: usize = 16 << 20;
+/// The most bytes of the names of one directory.
+const NAMES: usize = 64 << 20;
 /// The most entries that are looked at, those included that are no changes.
 const ENTRIES: usize = 1_000_000;
 /// The deepest directory that is entered: each one is open while what is in it is walked.
@@ -98,7 +100,8 @@ pub(crate) fn changes(upper: OwnedFd, layers: Vec<OwnedFd>, own: &[&str]) -> rus
     };
     walk.enter(upper, layers, 0, None)?;
     while let Some(frame) = walk.stack.last_mut() {
-        if walk.found.cut {
+        if walk.found.cut || walk.started.elapsed() > TIME {
+            walk.found.cut = true;
             break;
         }
         let Some(name) = frame.names.pop() else {
@@ -120,14 +123,15 @@ impl Walk<'_> {
         above: usize,
         untold: Option<Change>,
     ) -> rustix::io::Result<()> {
-        let mut names = Vec::new();
+        let (mut names, mut length) = (Vec::new(), 0);
         for entry in Dir::read_from(&dir)? {
             let entry = entry?;
             if matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 continue;
             }
             self.entries += 1;
-            if self.entries > ENTRIES || self.started.elapsed() > TIME {
+            length += entry.file_name().count_bytes();
+            if self.entries > ENTRIES || length > NAMES || self.started.elapsed() > TIME {
                 self.found.cut = true;
                 break;
             }
@@ -218,7 +222,7 @@ impl Walk<'_> {
     fn tell(&mut self, kind: Kind) {
         let untold: Vec<Change> = self.stack.iter_mut().filter_map(|frame| frame.untold.take()).collect();
         for change in untold.into_iter().chain([Change { kind, path: self.path.clone() }]) {
-            self.bytes += change.path.len();
+            self.bytes += in_json(&change.path);
             if self.found.changes.len() >= CHANGES || self.bytes > BYTES {
                 self.found.cut = true;
                 return;
@@ -226,6 +230,18 @@ impl Walk<'_> {
             self.found.changes.push(change);
         }
     }
+}
+
+/// The most bytes that a path takes in JSON.
+fn in_json(path: &[u8]) -> usize {
+    let of = |byte: &u8| match byte {
+        0..0x20 => 6,
+        b'"' | b'\\' => 2,
+        // A byte that is not UTF-8 becomes a character of three.
+        0x80.. => 3,
+        _ => 1,
+    };
+    path.iter().map(of).sum()
 }
 
 /// Whether an id of a layer is this one in `upper`, where the container's ids are those of the host: only root has

@@ -24,7 +24,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// After this time a server has noticed that a client has gone.
 const LEFT: Duration = Duration::from_millis(400);
 /// Where the kernel gives a new identifier at each read (`random(4)`).
-const UUID: &str = "/proc/sys/kernel/random/uuid";
+pub const UUID: &str = "/proc/sys/kernel/random/uuid";
 /// The interval of progress updates.
 const LOOK: Duration = Duration::from_millis(200);
 

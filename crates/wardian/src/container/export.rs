@@ -1,6 +1,7 @@
 //! `wardian export`.
 
 use super::cp::{Written, pass_tree};
+use super::create::UUID;
 use super::session::{End, Signals};
 use super::{Server, block_on};
 use crate::exit::mistake;
@@ -8,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args as ClapArgs;
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -65,16 +67,17 @@ struct File {
 
 impl File {
     fn make(path: &Path) -> std::io::Result<Self> {
-        let mut new = std::fs::OpenOptions::new();
-        new.write(true);
         if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
-            return Ok(Self { open: new.open(path)?, names: None });
+            // In a directory of other users it may be theirs, or a link of theirs to a device.
+            return Ok(Self { open: wardian_sys::directory::create(path)?, names: None });
         }
         let mut name = OsString::from(".");
         name.push(path.file_name().ok_or(std::io::ErrorKind::IsADirectory)?);
-        name.push(format!(".{}", std::process::id()));
+        // Nobody else can take a name that nobody knows.
+        name.push(format!(".{}", std::fs::read_to_string(UUID)?.trim()));
         let partial = path.with_file_name(name);
-        let open = new.create_new(true).open(&partial)?;
+        // The files of a container may be secret, whatever their modes say in the tar.
+        let open = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
         Ok(Self { open, names: Some((partial, path.to_owned())) })
     }
 
@@ -100,6 +103,7 @@ impl Drop for File {
 mod tests {
     use super::*;
     use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_file_is_there_whole_or_not_at_all() {
@@ -121,6 +125,15 @@ mod tests {
             (std::fs::read(&path).unwrap(), std::fs::read_dir(dir.path()).unwrap().count()),
             (b"all".to_vec(), 1)
         );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        // What another user may have put into a directory of everybody's is not written to.
+        let shared = dir.path().join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        std::os::unix::fs::symlink("/dev/null", shared.join("link.tar")).unwrap();
+        assert!(File::make(&shared.join("link.tar")).is_err());
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("link.tar")).unwrap();
+        assert!(File::make(&dir.path().join("link.tar")).is_ok());
         assert!(File::make(Path::new("/")).is_err() && File::make(&dir.path().join("no/a")).is_err());
     }
 }

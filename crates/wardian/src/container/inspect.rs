@@ -77,14 +77,22 @@ async fn known(server: &Server, client: &Client, name: &str, show_env: bool) -> 
 fn with_docker(mut all: Value) -> Value {
     let main = all["main"].clone();
     let is_running = main.is_object() && main["exit_status"].is_null();
+    let is_paused = all["state"] == "paused";
+    let status = match (is_paused, is_running, main.is_object()) {
+        (true, ..) => "paused",
+        (_, true, _) => "running",
+        (_, _, true) => "exited",
+        _ => "created",
+    };
     let docker = json!({
         "Id": all["id"],
         "Name": all["handle"],
         "Image": all["image_id"],
         "State": {
-            "Status": if is_running { "running" } else { "exited" },
+            "Status": status,
             "Running": is_running,
-            "ExitCode": main["exit_status"].as_i64().unwrap_or_default(),
+            "Paused": is_paused,
+            "ExitCode": if is_running { 0.into() } else { main["exit_status"].clone() },
             "OOMKilled": main["out_of_memory"].as_bool().unwrap_or_default(),
         },
         "Config": {"Image": all["image"], "Cmd": all["command"], "Entrypoint": all["entrypoint"], "Env": all["env"],
@@ -113,6 +121,10 @@ mod tests {
             (&false.into(), &"10.1.2.3".into())
         );
         let all = with_docker(json!({"main": {"exit_status": null}}));
-        assert_eq!(all["State"]["Status"], "running");
+        assert_eq!((&all["State"]["Status"], &all["State"]["ExitCode"]), (&"running".into(), &0.into()));
+        let all = with_docker(json!({"state": "paused", "main": {"exit_status": null}}));
+        assert_eq!((&all["State"]["Status"], &all["State"]["Paused"]), (&"paused".into(), &true.into()));
+        let all = with_docker(json!({"state": "active", "main": null}));
+        assert_eq!((&all["State"]["Status"], &all["State"]["ExitCode"]), (&"created".into(), &Value::Null));
     }
 }

@@ -70,6 +70,10 @@ impl Filters {
     fn check(&self) -> Result<()> {
         let unknown =
             self.0.get("status").into_iter().flatten().find(|word| !STATES.contains(&word.as_str()));
+        let number = |text: &&String| text.parse::<u8>().is_err();
+        if let Some(text) = self.0.get("exited").into_iter().flatten().find(number) {
+            bail!("--filter exited={text}: expected an exit status, 0 to 255");
+        }
         match unknown {
             None => Ok(()),
             Some(word) => {

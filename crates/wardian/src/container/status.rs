@@ -29,6 +29,8 @@ pub fn status(container: &Container) -> String {
         }
         ("running", Some(ended)) => format!("{ended}, {} running", container.running),
         ("exited", Some(ended)) => ended,
+        // Signals that end a process need not wait for the freezer.
+        ("paused", Some(ended)) => format!("paused, {ended}"),
         (state, _) => state.to_owned(),
     }
 }

@@ -54,6 +54,11 @@ fn load_file(place: &Place, store: &Store, path: &str, quiet: bool) -> Result<Ex
     if nameless > 0 {
         print::note(&format!("left out: {} without a name", print::count(nameless, "image")));
     }
+    if path.contains(':') {
+        bail!(
+            "{path} has several images, and a colon in its path, which ends the path in an address: `wardian image load <FILE`"
+        );
+    }
     let addresses: Vec<String> = names.iter().map(|name| format!("{uri}:{name}")).collect();
     each(&addresses, &mut |address| import(place, store, address, what.clone()))
 }
