@@ -707,9 +707,12 @@ fn meant(store: &Store, text: &str) -> String {
     }
     if text.len() >= LEAST_ID && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         let images = store.images().unwrap_or_default();
-        let mut found = images.iter().filter(|image| image.id.starts_with(&text));
-        if let (Some(image), None) = (found.next(), found.next()) {
-            return image.name.clone();
+        let found: Vec<_> = images.iter().filter(|image| image.id.starts_with(&text)).collect();
+        // An image may have several names.
+        if let Some(first) = found.first()
+            && found.iter().all(|image| image.id == first.id)
+        {
+            return first.name.clone();
         }
     }
     text

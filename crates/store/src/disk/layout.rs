@@ -110,8 +110,8 @@ pub(crate) struct Layout {
     /// Whether each new directory in `rootfs` is put into a block group of its own.
     pub(crate) spreads: bool,
     pub(crate) trash: OwnedFd,
-    /// Named volumes.
-    pub(crate) volumes: OwnedFd,
+    /// Named volumes; none in a store that no server has opened.
+    pub(crate) volumes: Option<OwnedFd>,
     /// The path that the store was opened by.
     pub(crate) path: PathBuf,
     pub(crate) records: Records,

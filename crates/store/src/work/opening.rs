@@ -52,7 +52,10 @@ impl Layout {
             rootfs,
             spreads,
             trash: part("trash")?,
-            volumes: part(VOLUMES)?,
+            volumes: match role {
+                Role::Server => Some(part(VOLUMES)?),
+                _ => root.existing(VOLUMES).map(OwnedFd::from).ok(),
+            },
             root: root.into(),
             path: path.to_owned(),
             records,

@@ -174,7 +174,8 @@ impl Inner {
         // Includes the server's pairs and spares, some kilobytes each.
         usage.trash_bytes += tree_bytes(&self.layout.rootfs, &|name| !living.contains(name));
         for volume in self.volumes()? {
-            let bytes = tree_bytes(&self.layout.volumes, &|name| name == volume.name);
+            let of = |dir| tree_bytes(dir, &|name| name == volume.name);
+            let bytes = self.layout.volumes.as_ref().map_or(0, of);
             usage.volumes_bytes += bytes;
             usage.volumes.push(VolumeUsage { name: volume.name, bytes });
         }

@@ -93,11 +93,12 @@ fn failed<E: Into<std::io::Error>>(step: &'static str, name: &str) -> impl FnOnc
 impl Inner {
     /// Returns all volumes, by name.
     pub(crate) fn volumes(&self) -> Result<Vec<Volume>, Error> {
-        let mut names = files::names(&self.layout.volumes).map_err(|error| Error::List(error.into()))?;
+        let Some(volumes) = &self.layout.volumes else { return Ok(Vec::new()) };
+        let mut names = files::names(volumes).map_err(|error| Error::List(error.into()))?;
         names.retain(|name| check(name).is_ok());
         names.sort_unstable();
         let volume = |name: String| {
-            let dir = files::open_dir(&self.layout.volumes, &name).ok()?;
+            let dir = files::open_dir(volumes, &name).ok()?;
             let record = files::read_file(&dir, RECORD).ok();
             let record: Record = record.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
             Some(Volume { name, created_ms: record.created_ms })
@@ -105,10 +106,14 @@ impl Inner {
         Ok(names.into_iter().filter_map(volume).collect())
     }
 
+    fn volumes_dir(&self) -> rustix::io::Result<&OwnedFd> {
+        self.layout.volumes.as_ref().ok_or(Errno::NOENT)
+    }
+
     /// Opens the directory with a volume's data; `None` if there is no such volume.
     fn volume_data(&self, name: &str) -> Result<Option<OwnedFd>, Error> {
         check(name)?;
-        let dir = match files::open_dir(&self.layout.volumes, name) {
+        let dir = match self.volumes_dir().and_then(|volumes| files::open_dir(volumes, name)) {
             Err(Errno::NOENT) => return Ok(None),
             dir => dir.map_err(failed("open", name))?,
         };
@@ -117,7 +122,7 @@ impl Inner {
 
     fn make_volume(&self, name: &str) -> Result<OwnedFd, Error> {
         let half = format!("{HALF}{}", uuid::Uuid::new_v4().simple());
-        let volumes = &self.layout.volumes;
+        let volumes = self.volumes_dir().map_err(failed("make", name))?;
         rustix::fs::mkdirat(volumes, &half, Mode::RWXU).map_err(failed("make", name))?;
         let made = || -> std::io::Result<OwnedFd> {
             let dir = files::open_dir(volumes, &half)?;
@@ -139,14 +144,15 @@ impl Inner {
     /// Moves an entry of `volumes` to the trash.
     fn discard_volume(&self, name: &str) -> rustix::io::Result<()> {
         let new = uuid::Uuid::new_v4().simple().to_string();
-        rustix::fs::renameat(&self.layout.volumes, name, &self.layout.trash, &new)?;
+        rustix::fs::renameat(self.volumes_dir()?, name, &self.layout.trash, &new)?;
         self.trash(Place::Trash, &new);
         Ok(())
     }
 
     /// Discards volumes that a killed server has not finished.
     pub(crate) fn discard_half_volumes(&self) -> Result<(), Error> {
-        let names = files::names(&self.layout.volumes).map_err(|error| Error::List(error.into()))?;
+        let Some(volumes) = &self.layout.volumes else { return Ok(()) };
+        let names = files::names(volumes).map_err(|error| Error::List(error.into()))?;
         for half in names.iter().filter(|name| name.starts_with(HALF)) {
             self.discard_volume(half).map_err(failed("discard", half))?;
         }

@@ -36,8 +36,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use wardian_garden::{Address, Client, Error, ErrorKind, TlsFiles};
 
-/// Digits of a container's id.
+/// Digits of a container's id, and the fewest that name it.
 const ID: usize = 32;
+const LEAST_ID: usize = 4;
 /// The id of the process that `run` starts.
 pub const MAIN: &str = "main";
 
@@ -224,7 +225,7 @@ impl Server {
     /// an id costs a request.
     pub async fn named(&self, client: &Client, name: &str) -> Result<String> {
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if name.is_empty() || name.len() > ID || !name.bytes().all(is_digit) {
+        if !(LEAST_ID..=ID).contains(&name.len()) || !name.bytes().all(is_digit) {
             return Ok(name.to_owned());
         }
         match client.named(name).await {

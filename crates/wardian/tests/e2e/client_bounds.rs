@@ -344,7 +344,12 @@ fn hostile(
 #[test]
 fn nothing_that_a_terminal_obeys_is_printed() {
     const REPLIES: &[(&str, u16, &str)] = &[
-        ("GET /containers ", 200, "{\"Handles\":[\"evil\u{202e}gpj.\u{200b}\\u001b[2J\u{9b}\",\"plain\"]}"),
+        (
+            "GET /wardian/containers ",
+            200,
+            "[{\"handle\":\"evil\u{202e}gpj.\u{200b}\\u001b[2J\u{9b}\",\"image\":\"a\u{2066}b\",\"state\":\"x\u{2028}y\",\"properties\":\
+             {\"garden.state\":\"created\"},\"main\":{\"command\":[\"c\u{e0041}\",\"\\u009b\"]}}]",
+        ),
         (
             "GET /containers/bulk_info",
             200,

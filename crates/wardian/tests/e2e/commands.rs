@@ -123,11 +123,11 @@ async fn a_container_that_is_kept() {
     let table = ok(&server, &["ps"]);
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines.len(), 3, "{table}");
-    assert!(lines[0].starts_with("HANDLE  STATE   CREATED"), "{table}");
-    assert!(lines[1].starts_with("c       active  ") && lines[1].contains(" ago "), "{table}");
+    assert!(lines[0].starts_with("ID ") && lines[0].ends_with("HANDLE"), "{table}");
+    assert!(lines[1].ends_with(" c") && lines[1].contains(" ago ") && lines[1].contains("idle"), "{table}");
     let all = json(&server, &["ps", "--json"]);
     assert_eq!((&all[1]["handle"], &all[1]["properties"]["color"]), (&"k".into(), &"blue".into()));
-    assert!(all[0]["created_ms"].as_u64().unwrap() > 1_600_000_000_000 && all[0]["pids"].is_u64(), "{all}");
+    assert!(all[0]["created_ms"].as_u64().unwrap() > 1_600_000_000_000, "{all}");
     let one = json(&server, &["inspect", "k"]);
     assert_eq!((&one["handle"], &one["info"]["State"]), (&"k".into(), &"active".into()));
     assert_eq!(one["history"]["create"]["handle"], "k");
@@ -264,10 +264,11 @@ async fn what_a_container_is_made_of() {
 async fn whoever_is_told_to_end_ends_in_good_order() {
     let server = Server::start().await;
     let polite = "trap 'exit 5' TERM; echo up; while :; do sleep 0.02; done";
-    for number in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
+    // INT, TERM and HUP ask the process to end; other signals arrive as they are.
+    for (number, code) in [(Signal::INT, 5), (Signal::TERM, 5), (Signal::HUP, 5), (Signal::QUIT, 131)] {
         let (mut child, _out) = started(&server, &["run", "--rm", "--", "sh", "-c", polite]);
         signal(child.id(), number);
-        assert_eq!(child.wait().unwrap().code(), Some(5), "{number:?}");
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{number:?}");
         assert_eq!(handles(&server), Vec::<String>::new(), "{number:?}");
     }
     let deaf = "trap '' TERM; echo up; while :; do sleep 0.02; done";
@@ -607,7 +608,7 @@ async fn whoever_does_not_exist() {
         assert!(error.contains("nope") && error.contains("wardian ps"), "{args:?}: {error}");
     }
     ok(&server, &["create", "--name", "a,b"]);
-    assert!(ok(&server, &["ps"]).contains("a,b     active"));
+    assert!(ok(&server, &["ps"]).contains("  a,b"));
     ok(&server, &["create", "--name", "p"]);
     assert!(fails(&server, 125, &["attach", "p"]).contains("unknown process: main in p"));
     assert!(fails(&server, 1, &["create", "--name", "p"]).contains("already in use"));
@@ -618,9 +619,7 @@ async fn whoever_does_not_exist() {
 #[test]
 fn bad_flags() {
     for args in [
-        &["run", "--rm", "-d", "x", "true"][..],
-        &["run", "-id", "x", "true"],
-        &["run", "-v", "/a", "x", "true"],
+        &["run", "-v", "/a", "x", "true"][..],
         &["run", "-v", "/a:b", "x", "true"],
         &["run", "--memory", "1X", "x", "true"],
         &["run", "--pids", "0", "x", "true"],
@@ -675,14 +674,15 @@ fn a_server_that_cannot_be_reached() {
 
 #[test]
 fn completion_knows_the_commands() {
-    for shell in ["bash", "zsh", "fish"] {
-        let script = Command::new(WARDIAN).args(["completion", shell]).output().unwrap();
-        let script = String::from_utf8(script.stdout).unwrap();
-        for command in
-            ["run", "create", "exec", "attach", "cp", "ps", "inspect", "stats", "stop", "rm", "events"]
-        {
-            assert!(script.contains(command), "{shell}: {command}");
-        }
-        assert!(script.contains("env-file"), "{shell}");
+    for (words, expected) in [
+        (&["wardian", ""][..], &["run", "create", "exec", "logs", "ps", "events"][..]),
+        (&["wardian", "run", "--e"], &["--env-file"]),
+    ] {
+        let mut asked = Command::new(WARDIAN);
+        asked.env("WARDIAN_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
+        let said = asked.arg("--").args(words).output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let offered: Vec<&str> = said.split_whitespace().collect();
+        assert!(expected.iter().all(|word| offered.contains(word)), "{words:?}: {said}");
     }
 }

