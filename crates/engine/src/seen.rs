@@ -18,6 +18,9 @@ const BUNDLE: u64 = 64 << 20;
 /// The fields of an image's config (OCI image spec) that are shown.
 const SAID: [&str; 5] = ["ExposedPorts", "Healthcheck", "Labels", "StopSignal", "Volumes"];
 
+/// Where every container has a tmpfs.
+const OF_EVERY_ONE: [&str; 2] = ["/dev", "/dev/shm"];
+
 /// A container in a list.
 #[derive(Debug, Clone)]
 pub struct Overview {
@@ -39,6 +42,9 @@ pub struct Overview {
 pub struct Mounted {
     /// Where it is in the container.
     pub destination: String,
+    /// `bind`, or the kind of a file system that was made for it.
+    #[serde(rename = "type", default)]
+    pub kind: String,
     /// What is mounted: a path of the host.
     #[serde(default)]
     pub source: String,
@@ -148,7 +154,8 @@ impl Engine {
         let own = self.shared.records.path(&container.id);
         let is_given = |mount: &Mounted| {
             let is_bind = mount.options.iter().any(|option| option == "bind" || option == "rbind");
-            is_bind && !std::path::Path::new(&mount.source).starts_with(&own)
+            let is_memory = mount.kind == "tmpfs" && !OF_EVERY_ONE.contains(&mount.destination.as_str());
+            is_memory || (is_bind && !std::path::Path::new(&mount.source).starts_with(&own))
         };
         Ok(bundle.mounts.into_iter().filter(is_given).collect())
     }

@@ -78,6 +78,7 @@ pub(crate) fn details(engine: &Engine, handle: &str, with_env: bool) -> Result<w
     let seen = engine.overview(handle)?;
     let defaults = seen.defaults();
     let mount = |mount: wardian_engine::Mounted| wire::Mount {
+        kind: mount.kind,
         source: mount.source,
         destination: mount.destination,
         options: mount.options,

@@ -48,6 +48,23 @@ pub fn written(bytes: &[u8]) -> Result<bool> {
     }
 }
 
+/// Ready when nobody can read standard output any more, because the other end of its pipe is closed. A command that waits and
+/// prints nothing meanwhile would not notice.
+pub async fn abandoned() {
+    let stdout = rustix::stdio::stdout();
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+        if poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::ERR) {
+            return;
+        }
+    }
+}
+
+/// How often the reader of standard output is looked for.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// Commands that take something away, which nobody is to run by a slip of the keyboard.
 const DESTROYING: [&str; 5] = ["rm", "reset", "stop", "delete", "kill"];
 

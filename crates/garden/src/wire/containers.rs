@@ -94,8 +94,10 @@ Details {
     rootfs_path: Option<String>,
 });
 
-wire!(/// A file or directory of the host in a container.
+wire!(/// A file or directory of the host in a container, or a file system in memory.
 Mount {
+    /// `bind` or `tmpfs`.
+    #[serde(rename = "type")] kind: String,
     /// The path on the host.
     source: String,
     /// The path in the container.

@@ -125,7 +125,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 }
             }
         };
-        signals.until(tell).await.unwrap_or_else(|number| Ok(End::Left(number).code()))
+        tokio::select! {
+            done = signals.until(tell) => done.unwrap_or_else(|number| Ok(End::Left(number).code())),
+            () = print::abandoned() => Ok(ExitCode::SUCCESS),
+        }
     })
 }
 
@@ -136,7 +139,8 @@ fn now() -> f64 {
 
 fn describe(event: &Event) -> String {
     if event.event == "forgotten" {
-        return "earlier events are forgotten: the server remembers the newest 4096".to_owned();
+        return "earlier events are forgotten: the server remembers the newest 4096 of its own time"
+            .to_owned();
     }
     if let Some(lost) = event.lost {
         return format!(

@@ -97,7 +97,10 @@ pub fn logs(args: &Logs) -> Result<ExitCode> {
     block_on(async {
         let (client, mut signals) = (args.server.client()?, Signals::catch()?);
         let work = print_logs(&client, args);
-        signals.until(work).await.unwrap_or_else(|number| Ok(End::Left(number).code()))
+        tokio::select! {
+            done = signals.until(work) => done.unwrap_or_else(|number| Ok(End::Left(number).code())),
+            () = print::abandoned() => Ok(ExitCode::SUCCESS),
+        }
     })
 }
 

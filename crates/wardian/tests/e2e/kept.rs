@@ -174,6 +174,12 @@ async fn who_follows_sees_each_line_and_the_end() {
     assert_eq!(&first, b"one\ntwo\n");
     signal(second.id(), Signal::INT);
     assert_eq!(second.wait().unwrap().code(), Some(130));
+    // One whose reader has seen enough ends, although nothing more is printed; so do events.
+    for args in [&["logs", "-f", "h"][..], &["events", "--since", "1h"]] {
+        let mut third = command(&server, args).stdout(Stdio::piped()).spawn().unwrap();
+        third.stdout.take().unwrap().read_exact(&mut [0; 4]).unwrap();
+        assert!(third.wait().unwrap().success(), "{args:?}");
+    }
     ok(&server, &["stop", "--kill", "h"]);
     assert!(lines.next().is_none());
     assert!(following.wait().unwrap().success());
@@ -289,7 +295,7 @@ async fn lists_are_filtered_and_formatted() {
     let server = Server::start().await;
     ok(&server, &["run", "-d", "--name", "up", "--label", "tier=web", "--", "sleep", "1000"]);
     ok(&server, &["run", "-d", "--name", "ended", "--label", "tier=db", "--", "sh", "-c", "exit 2"]);
-    ok(&server, &["create", "--name", "idle", "-e", "SECRET=s3cret"]);
+    ok(&server, &["create", "--name", "idle", "-e", "SECRET=s3cret", "--tmpfs", "/t:size=1M"]);
     ok(&server, &["wait", "ended"]);
     let names = |filters: &[&str]| {
         let filters = filters.iter().flat_map(|filter| ["--filter", filter]);
@@ -346,6 +352,13 @@ async fn lists_are_filtered_and_formatted() {
         !shown(&["inspect", "idle"]).contains("s3cret")
             && shown(&["inspect", "--show-env", "idle"]).contains("SECRET=s3cret")
     );
+    let memory = shown(&[
+        "inspect",
+        "-f",
+        "{{.mounts.0.type}} {{.mounts.0.destination}} {{.mounts.0.options}}",
+        "idle",
+    ]);
+    assert!(memory.starts_with("tmpfs /t ") && memory.contains("size=1048576"), "{memory}");
     let both: Value = serde_json::from_str(&shown(&["inspect", "idle", "up"])).unwrap();
     assert_eq!(both.as_array().unwrap().len(), 2);
     let up = &both[1];
