@@ -380,6 +380,10 @@ async fn answer(
         Route::Kept => {
             let process = engine.process(handle, segment(1))?;
             let follow = query(request.uri().query()).contains_key("follow");
+            if process.ending().is_some() {
+                // The last of it may still be in the pipe.
+                process.outlived().await;
+            }
             let output = kept::Output::of(&process, follow)?;
             return Ok(Answer::Accepted(attach::Accepted::Kept(output), call));
         }

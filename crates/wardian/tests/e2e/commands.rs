@@ -263,9 +263,9 @@ async fn what_a_container_is_made_of() {
 #[tokio::test]
 async fn whoever_is_told_to_end_ends_in_good_order() {
     let server = Server::start().await;
-    let polite = "trap 'exit 5' TERM; echo up; while :; do sleep 0.02; done";
+    let polite = "trap 'exit 5' TERM; trap 'exit 6' QUIT; echo up; while :; do sleep 0.02; done";
     // INT, TERM and HUP ask the process to end; other signals arrive as they are.
-    for (number, code) in [(Signal::INT, 5), (Signal::TERM, 5), (Signal::HUP, 5), (Signal::QUIT, 131)] {
+    for (number, code) in [(Signal::INT, 5), (Signal::TERM, 5), (Signal::HUP, 5), (Signal::QUIT, 6)] {
         let (mut child, _out) = started(&server, &["run", "--rm", "--", "sh", "-c", polite]);
         signal(child.id(), number);
         assert_eq!(child.wait().unwrap().code(), Some(code), "{number:?}");

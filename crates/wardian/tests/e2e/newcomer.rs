@@ -145,6 +145,7 @@ fn reset_s_help_says_what_stays() {
     for args in [&["--help"][..], &["reset", "--help"]] {
         let said = std::process::Command::new(WARDIAN).args(args).output().unwrap();
         let text = String::from_utf8(said.stdout).unwrap();
-        assert!(text.contains("only with --images"), "{text}");
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains("images only with --images, volumes only with --volumes"), "{text}");
     }
 }

@@ -34,6 +34,8 @@ async fn output_that_cannot_be_written_is_a_failure_of_every_command() {
         assert!(command(&server, &["create", "--name", handle]).status().unwrap().success());
     }
     assert!(command(&server, &["create", "--name", "l", "--disk", "50M"]).status().unwrap().success());
+    let printed = ["run", "--name", "m", "--", "sh", "-c", "echo x; echo y >/f"];
+    assert!(command(&server, &printed).stdout(Stdio::null()).status().unwrap().success());
     let main =
         command(&server, &["exec", "-d", "h", "--", "sh", "-c", "while :; do echo x; sleep 0.01; done"]);
     let main = Said::from({ main }.output().unwrap()).out;
@@ -54,6 +56,17 @@ async fn output_that_cannot_be_written_is_a_failure_of_every_command() {
         (1, &["stats", "--no-stream"]),
         (1, &["stats", "--json"]),
         (125, &["cp", "h:/bin", "-"]),
+        (125, &["logs", "m"]),
+        (1, &["wait", "m"]),
+        (1, &["pause", "l"]),
+        (1, &["unpause", "l"]),
+        (1, &["kill", "l"]),
+        (1, &["top", "h"]),
+        (1, &["diff", "m"]),
+        (125, &["export", "h"]),
+        (1, &["volume", "create", "v"]),
+        (1, &["volume", "ls"]),
+        (1, &["volume", "rm", "v"]),
         (1, &["info"]),
         (1, &["version", "--json"]),
         (1, &["why", "h"]),
@@ -107,15 +120,16 @@ async fn output_that_cannot_be_written_is_a_failure_of_every_command() {
     // nothing, and `reset` is the end of everything.
     let help = Said::from(command(&server, &["--help"]).output().unwrap()).out;
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let commands =
-        commands.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    // A line that goes on is indented further.
+    let commands = commands.take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("    "));
+    let commands = commands.filter_map(|line| line.split_whitespace().next());
     let forgotten: Vec<&str> = commands
         .filter(|name| !["serve", "lab", "reset", "events", "allow"].contains(name))
         .filter(|name| !all.iter().any(|(_, args)| args[0] == *name))
         .collect();
     assert_eq!(forgotten, Vec::<&str>::new());
     // What was asked for is done all the same.
-    assert!(handles().lines().eq(["c", "d", "h", "l"]), "{}", handles());
+    assert!(handles().lines().eq(["c", "d", "h", "l", "m"]), "{}", handles());
     place.say(&["rootfs", "delete", "r"]);
     server.finish().await;
 }
@@ -279,15 +293,15 @@ async fn what_is_started_in_a_stopped_container_makes_it_active() {
     let state = || serde_json::from_str::<Value>(&ok(&["ps", "--json"])).unwrap()[0]["state"].clone();
     ok(&["run", "-d", "--name", "d", "--", "sleep", "1000"]);
     for _ in 0..2 {
-        assert_eq!(state(), "active");
+        assert_eq!(state(), "running");
         ok(&["stop", "--kill", "d"]);
-        assert_eq!(state(), "stopped");
+        assert_eq!(state(), "exited");
         // What could not be started changes nothing.
         assert_eq!(
             command(&server, &["exec", "d", "nope"]).stderr(Stdio::null()).status().unwrap().code(),
             Some(127)
         );
-        assert_eq!(state(), "stopped");
+        assert_eq!(state(), "exited");
         ok(&["exec", "-d", "d", "sleep", "1000"]);
     }
     assert_eq!(state(), "active");
