@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn this_process_is_a_row() {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let dir = directory(pid).unwrap();
+        let dir = directory(pid).unwrap().unwrap();
         let row = row(pid, &dir, 1, "").unwrap();
         assert_eq!((row.host_pid, row.user), (pid, rustix::process::getuid().as_raw()));
         assert!(row.command.contains("wardian") && "RSD".contains(row.state), "{row:?}");
