@@ -304,7 +304,7 @@ async fn what_is_started_in_a_stopped_container_makes_it_active() {
         assert_eq!(state(), "exited");
         ok(&["exec", "-d", "d", "sleep", "1000"]);
     }
-    assert_eq!(state(), "active");
+    assert_eq!(state(), "running");
     server.finish().await;
 }
 
