@@ -292,11 +292,11 @@ impl Engine {
                 let Some(container) = container.upgrade() else { return };
                 match event {
                     Event::Exited { id, status } => {
-                        let ending = container.ending(&engine.shared, status);
+                        let (ending, is_oom) = container.ending(&engine.shared, &id, status);
+                        if is_oom {
+                            engine.shared.events.tell(&container.handle, &container.id, What::Oom);
+                        }
                         if let Some(process) = container.process_ended(&engine.shared, &id, ending) {
-                            let pea = container.peas().into_iter().find(|(process, _)| *process == id);
-                            let pea = pea.map(|(_, pea)| pea);
-                            container.tell_ooms(&engine.shared.events, &engine.shared, pea.as_ref());
                             container.tell_end(&engine.shared.events, &id);
                             engine.after_pea(&container, &process);
                             engine.after_last(&container, &process);

@@ -170,9 +170,7 @@ impl Engine {
     pub async fn changes(&self, handle: &str) -> Result<Changes> {
         let container = self.find(handle)?;
         container.look()?;
-        let looking = container.looking.clone().try_lock_owned();
-        let looking =
-            looking.map_err(|_| Error::Busy(format!("container {handle} is being looked at already")))?;
+        let looking = container.look_alone()?;
         let shared = self.shared.clone();
         let list = move || {
             let _looking = looking;

@@ -6,7 +6,7 @@ mod containers;
 mod info;
 mod metrics;
 
-pub use containers::{Container, Details, Dropped, Handle, Mount, ProcessState};
+pub use containers::{Container, Details, Handle, MAIN, Mount, OutputNote, ProcessState};
 pub use info::{Counts, RegistryInfo, ServerInfo, StoreInfo};
 pub use metrics::{BulkInfo, BulkMetrics, CPUStat, DiskStat, MemoryStat, Metrics, NetworkStat, PidStat};
 

@@ -51,13 +51,13 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut output: Output) -> std
         "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nDate: {date}\r\nConnection: close\r\n\r\n"
     );
     writer.write_all(head.as_bytes()).await?;
-    let note = |note: wire::Dropped| kept_note(&encode(&note));
+    let note = |note: wire::OutputNote| kept_note(&encode(&note));
     let mut now = false;
     loop {
         match output.reader.read()? {
             FoundOutput::Pieces(pieces) => writer.write_all(&pieces).await?,
             FoundOutput::Dropped(dropped) => {
-                writer.write_all(&note(wire::Dropped { dropped, ..Default::default() })).await?;
+                writer.write_all(&note(wire::OutputNote { dropped, ..Default::default() })).await?;
             }
             FoundOutput::Nothing => {
                 if !output.follow || (now && !output.reader.more().await) {
@@ -65,13 +65,13 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut output: Output) -> std
                 }
             }
         }
-        if !now && output.reader.is_at_the_beginning() {
+        if !now && output.reader.is_caught_up() {
             if !output.follow {
                 break;
             }
             now = true;
-            writer.write_all(&note(wire::Dropped { now, ..Default::default() })).await?;
+            writer.write_all(&note(wire::OutputNote { now, ..Default::default() })).await?;
         }
     }
-    writer.write_all(&note(wire::Dropped { over: true, ..Default::default() })).await
+    writer.write_all(&note(wire::OutputNote { over: true, ..Default::default() })).await
 }

@@ -6,9 +6,6 @@ use std::sync::Arc;
 use wardian_engine::{About, Condition, Ending, Engine, Network, Overview, Process, Result, Seen};
 use wardian_garden::wire;
 
-/// The process that lists show of a container, unless it has none of this name.
-const MAIN: &str = "main";
-
 fn state(condition: &Condition) -> (&str, &str) {
     match condition {
         Condition::Creating => ("creating", ""),
@@ -48,7 +45,7 @@ pub(crate) fn container(seen: &Overview) -> wire::Container {
     let (state, reason) = state(&seen.condition);
     let (image, image_id) = seen.image();
     let network = seen.network();
-    let main = seen.processes.iter().find(|process| process.about.id == MAIN);
+    let main = seen.processes.iter().find(|process| process.about.id == wire::MAIN);
     let running = || seen.processes.iter().filter(|process| process.ending.is_none());
     let main = main.or_else(|| running().min_by_key(|process| process.about.started_ms));
     wire::Container {

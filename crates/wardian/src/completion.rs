@@ -89,15 +89,11 @@ fn named(command: Command, group: &str) -> Command {
         }
     };
     // An argument that is changed becomes the last one, so all that have places are changed, in their order.
-    let places = command.get_arguments().filter(|arg| arg.is_positional());
-    let places: Vec<_> = places.map(|arg| (arg.get_id().clone(), of(arg))).collect();
+    let args = command.get_arguments().map(|arg| (arg, of(arg)));
+    let changed = args.filter(|(arg, of)| arg.is_positional() || of.is_some());
+    let changed: Vec<_> = changed.map(|(arg, of)| (arg.get_id().clone(), of)).collect();
     let group = command.get_name().to_owned();
-    let paths = command.get_arguments().filter(|arg| !arg.is_positional() && is_path(arg));
-    let paths: Vec<_> = paths.map(|arg| arg.get_id().clone()).collect();
-    let command = paths
-        .into_iter()
-        .fold(command, |command, id| command.mut_arg(id, |arg| arg.add(ArgValueCompleter::new(nothing))));
-    let command = places.into_iter().fold(command, |command, (id, of)| {
+    let command = changed.into_iter().fold(command, |command, (id, of)| {
         command.mut_arg(id, |arg| of.map_or(arg.clone(), |of| arg.add(ArgValueCompleter::new(of))))
     });
     let names: Vec<_> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
@@ -226,6 +222,9 @@ mod tests {
             (&["run"], "image"),
             (&["image", "rm"], "names"),
             (&["image", "inspect"], "name"),
+            (&["volume", "rm"], "names"),
+            (&["events"], "handle"),
+            (&["export"], "output"),
             (&["rootfs", "create"], "image"),
         ] {
             assert!(has(words, id), "{words:?} {id}");

@@ -9,10 +9,10 @@ const COLUMNS: usize = 80;
 /// Longer lines are hard to read, however wide the terminal is.
 const MOST_COLUMNS: usize = 100;
 
-/// The headings of options, by the commands that have them.
 /// A heading, and the flags below it.
 type Heading = (&'static str, &'static [&'static str]);
 
+/// The headings of options, by the commands that have them.
 const HEADINGS: [(&[&str], &[Heading]); 3] = [
     (
         &["run", "create", "exec"],
@@ -20,7 +20,18 @@ const HEADINGS: [(&[&str], &[Heading]); 3] = [
             ("Image", &["pull", "app", "app-digest"]),
             (
                 "Process",
-                &["entrypoint", "env", "env-file", "workdir", "user", "interactive", "tty", "detach"],
+                &[
+                    "entrypoint",
+                    "env",
+                    "env-file",
+                    "workdir",
+                    "user",
+                    "interactive",
+                    "tty",
+                    "detach",
+                    "keep-output",
+                    "stop-signal",
+                ],
             ),
             ("Limits", &["memory", "cpu-shares", "pids", "disk", "inodes", "disk-scope", "bandwidth"]),
             ("Network", &["publish", "allow", "allow-log", "network", "dns"]),
@@ -59,6 +70,7 @@ const HEADINGS: [(&[&str], &[Heading]); 3] = [
                     "default-pids-limit",
                     "no-new-privileges",
                     "shm-size",
+                    "kept-output",
                     "cpu-entitlement-per-share",
                     "destroy-containers-on-startup",
                 ],

@@ -111,27 +111,21 @@ fn pages(command: &Command, dir: &Path) -> Result<()> {
 fn settings(wardian: &Command) -> Result<String> {
     let serve = wardian.find_subcommand("serve").context("no such command")?;
     let mut text = HEAD.to_owned();
-    let mut heading = "";
     // As in the help: those without a heading first, then by heading, in the order of the definitions.
     let is_setting =
         |arg: &&clap::Arg| arg.get_long().is_some_and(|long| !["config", "help"].contains(&long));
     let all: Vec<_> = serve.get_arguments().filter(is_setting).collect();
-    let mut headings: Vec<_> = all.iter().map(|arg| arg.get_help_heading().unwrap_or("")).collect();
-    headings.sort_by_key(|heading| !heading.is_empty());
-    headings.dedup();
-    let mut seen = Vec::new();
-    headings.retain(|heading| {
-        !seen.contains(heading) && {
-            seen.push(*heading);
-            true
+    let mut headings = vec![None];
+    for heading in all.iter().map(|arg| arg.get_help_heading()) {
+        if !headings.contains(&heading) {
+            headings.push(heading);
         }
-    });
-    for group in headings {
-        for arg in all.iter().filter(|arg| arg.get_help_heading().unwrap_or("") == group) {
-            if heading != group {
-                heading = group;
-                let _ = write!(text, "\n## {heading}\n");
-            }
+    }
+    for heading in headings {
+        if let Some(heading) = heading {
+            let _ = write!(text, "\n## {heading}\n");
+        }
+        for arg in all.iter().filter(|arg| arg.get_help_heading() == heading) {
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
             text.push('\n');
             for line in print::folded(&help, 98) {

@@ -21,7 +21,7 @@ use crate::{Error, Result, Shared};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::RwLock;
 use wardian_network::{self as network, Network};
@@ -52,9 +52,7 @@ pub struct Container {
     /// Held for reading while something is started in it, and for writing while it is paused.
     pub starts: RwLock<()>,
     /// Held while its processes or its files are listed: a container may make that last, and only one waits for it.
-    pub looking: Arc<tokio::sync::Mutex<()>>,
-    /// The kills for want of memory that listeners were told of.
-    ooms: AtomicU64,
+    looking: Arc<tokio::sync::Mutex<()>>,
     /// Held while the record is written; readers of the record do not wait for that.
     saving: Mutex<()>,
     inner: Mutex<Inner>,
@@ -91,8 +89,8 @@ struct Inner {
     /// The numbers of the recorded processes, and the last number that was given.
     recorded: BTreeMap<Arc<str>, u64>,
     last_number: u64,
-    /// How many processes the OOM killer had killed when a process was last seen to have been killed.
-    oom_kills: u64,
+    /// What was made of the OOM killer's kills so far.
+    oom_kills: OomKills,
 }
 
 /// What state a container is in, for lists.
@@ -141,6 +139,28 @@ impl Known {
 
 /// How many ended processes are checked, whenever one ends, for whether they can be reduced to their status.
 const LOOKED_AT: usize = 4;
+
+/// The kernel tells only how often the OOM killer has killed a process of the container, and not which one.
+#[derive(Debug, Default)]
+struct OomKills {
+    /// The kills that listeners were told of.
+    told: u64,
+    /// The kills when a process was last seen to have been killed: a later one is the OOM killer's if there are more.
+    blamed: u64,
+}
+
+impl OomKills {
+    /// Returns whether there are new ones, and whether a process that ends now, and was killed if `is_killed`, may be one.
+    fn count(&mut self, kills: u64, is_killed: bool) -> (bool, bool) {
+        let news = kills > self.told;
+        let is_oom = is_killed && kills > self.blamed;
+        self.told = self.told.max(kills);
+        if is_killed {
+            self.blamed = self.blamed.max(kills);
+        }
+        (news, is_oom)
+    }
+}
 
 /// Of so many ended processes without a record it is known what they were started as.
 const DESCRIBED: usize = 50;
@@ -250,7 +270,7 @@ impl Container {
             untold: BTreeSet::new(),
             recorded: BTreeMap::new(),
             last_number: 0,
-            oom_kills: 0,
+            oom_kills: OomKills::default(),
         };
         Self {
             id,
@@ -262,7 +282,6 @@ impl Container {
             paused: AtomicBool::new(false),
             starts: RwLock::default(),
             looking: Arc::default(),
-            ooms: AtomicU64::new(0),
             saving: Mutex::default(),
             inner: Mutex::new(inner),
         }
@@ -539,6 +558,15 @@ impl Container {
         Ok(())
     }
 
+    /// Waits for nobody, and keeps others from listing the container's processes or files meanwhile.
+    ///
+    /// # Errors
+    /// Somebody lists them.
+    pub fn look_alone(&self) -> Result<tokio::sync::OwnedMutexGuard<()>> {
+        let busy = |_| Error::Busy(format!("container {} is being looked at already", self.handle));
+        self.looking.clone().try_lock_owned().map_err(busy)
+    }
+
     /// Returns a number for a process that is to have a record.
     pub fn next_number(&self) -> u64 {
         let mut inner = self.inner.lock();
@@ -546,15 +574,15 @@ impl Container {
         inner.last_number
     }
 
-    /// Returns how a process has ended that ends now. A kill is the OOM killer's if it has killed something in the container
-    /// since the last time that somebody was killed: the kernel tells only how often it did.
-    pub fn ending(&self, shared: &Shared, status: i32) -> Ending {
+    /// Returns how a process has ended that ends now, and whether the OOM killer has killed something since the last end.
+    pub fn ending(&self, shared: &Shared, id: &str, status: i32) -> (Ending, bool) {
+        let kills = self.files(shared).oom_kills();
+        // A pea with limits of its own is not counted with its container.
+        let pea = self.inner.lock().peas.get(id).cloned();
+        let pea = pea.is_some_and(|pea| pea.is_out_of_memory(shared, &self.id));
         let is_killed = status == 128 + rustix::process::Signal::KILL.as_raw();
-        let kills = if is_killed { self.files(shared).oom_kills() } else { 0 };
-        let mut inner = self.inner.lock();
-        let is_oom = kills > inner.oom_kills;
-        inner.oom_kills = inner.oom_kills.max(kills);
-        Ending::now(status, is_oom)
+        let (news, is_oom) = self.inner.lock().oom_kills.count(kills, is_killed);
+        (Ending::now(status, is_oom || (pea && is_killed)), news || pea)
     }
 
     /// Records the end of a process. Only the newest ended processes are remembered.
@@ -656,19 +684,10 @@ impl Container {
         self.files.get_or_init(|| Files::new(&shared.cgroups, &self.id, true))
     }
 
-    /// Tells listeners if the OOM killer has killed a process since the last call. `pea`: the living pea whose process
-    /// has ended.
-    pub fn tell_ooms(&self, events: &Events, shared: &Shared, pea: Option<&Pea>) {
-        let kills = self.files(shared).oom_kills();
-        let known = self.ooms.fetch_max(kills, Ordering::AcqRel);
-        if kills > known || pea.is_some_and(|pea| pea.is_out_of_memory(shared, &self.id)) {
-            events.tell(&self.handle, &self.id, What::Oom);
-        }
-    }
-
     /// Notes the kills that an earlier server has told of.
     pub fn knows_ooms(&self, shared: &Shared) {
-        self.ooms.store(self.files(shared).oom_kills(), Ordering::Release);
+        let kills = self.files(shared).oom_kills();
+        self.inner.lock().oom_kills.count(kills, true);
     }
 
     /// Whether the OOM killer has killed a process of the container or of one of its peas.
@@ -676,5 +695,21 @@ impl Container {
         self.record().out_of_memory
             || self.files(shared).oom_kills() > 0
             || self.peas().iter().any(|(_, pea)| pea.is_out_of_memory(shared, &self.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::OomKills;
+
+    #[test]
+    fn a_kill_is_told_once_and_blamed_on_who_was_killed() {
+        let mut kills = OomKills::default();
+        assert_eq!(kills.count(0, true), (false, false));
+        // Another process ends first.
+        assert_eq!(kills.count(1, false), (true, false));
+        assert_eq!(kills.count(1, true), (false, true));
+        assert_eq!(kills.count(1, true), (false, false));
+        assert_eq!(kills.count(3, true), (true, true));
     }
 }

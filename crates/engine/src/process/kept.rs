@@ -42,8 +42,8 @@ const PART: usize = 16;
 /// Lists shorter than this are not searched for what was dropped.
 const FEW: usize = 64;
 
-/// Which piece belongs to the reader and not to the output.
-pub const NOTE: u8 = 0;
+/// The stream of a piece that is for the reader, and no output.
+const NOTE: u8 = 0;
 
 /// The bound of all kept output of a server.
 #[derive(Debug)]
@@ -442,7 +442,7 @@ impl Reader {
     }
 
     /// Whether all was read that had been printed when the reader was made: a process may print faster than it is read.
-    pub fn is_at_the_beginning(&self) -> bool {
+    pub fn is_caught_up(&self) -> bool {
         self.at >= self.until
     }
 

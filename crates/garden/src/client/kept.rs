@@ -2,7 +2,7 @@
 
 use super::connection::Duplex;
 use crate::error::{Error, Result};
-use crate::wire::Dropped;
+use crate::wire::OutputNote;
 use tokio::io::{AsyncReadExt, BufReader};
 
 /// The most bytes of a piece: the server's are much shorter.
@@ -65,9 +65,9 @@ impl KeptOutput {
         match rest[4] {
             stream @ 1..=2 => Ok(Piece::Output { stderr: stream == 2, time_ms, data }),
             0 => match crate::decode(&data).map_err(|error| Error::response(&error))? {
-                Dropped { over: true, .. } => Ok(Piece::Over),
-                Dropped { now: true, .. } => Ok(Piece::Now),
-                Dropped { dropped, .. } => Ok(Piece::Dropped(dropped)),
+                OutputNote { over: true, .. } => Ok(Piece::Over),
+                OutputNote { now: true, .. } => Ok(Piece::Now),
+                OutputNote { dropped, .. } => Ok(Piece::Dropped(dropped)),
             },
             other => Err(Error::Response(format!("output of an unknown stream, {other}"))),
         }

@@ -4,6 +4,9 @@ use super::{PortMapping, wire, zero};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The id of the process that `wardian run` starts.
+pub const MAIN: &str = "main";
+
 wire!(/// A container in a list.
 Container {
     /// Its handle.
@@ -113,7 +116,7 @@ Handle {
 });
 
 wire!(/// What stands between pieces of kept output.
-Dropped {
+OutputNote {
     /// So many bytes of output are missing here.
     #[serde(skip_serializing_if = "zero")] dropped: u64,
     /// What follows was printed after the request.

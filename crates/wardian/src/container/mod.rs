@@ -34,13 +34,12 @@ use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+pub use wardian_garden::wire::MAIN;
 use wardian_garden::{Address, Client, Error, ErrorKind, TlsFiles};
 
 /// Digits of a container's id, and the fewest that name it.
 const ID: usize = 32;
 const LEAST_ID: usize = 4;
-/// The id of the process that `run` starts.
-pub const MAIN: &str = "main";
 
 /// Which server.
 #[derive(Debug, Clone, ClapArgs)]
