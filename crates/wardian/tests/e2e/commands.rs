@@ -49,12 +49,13 @@ fn handles(server: &Server) -> Vec<String> {
 }
 
 fn with_input(server: &Server, args: &[&str], input: &[u8]) -> std::process::Output {
-    let mut child = command(server, args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    fed(command(server, args), input)
+}
+
+/// What a command says that has this on standard input.
+pub fn fed(mut command: Command, input: &[u8]) -> std::process::Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
     let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));

@@ -4,34 +4,16 @@ use crate::cli::{Place, Said};
 use crate::support::{Server, tar_of};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Write as _;
-use std::process::Stdio;
-
-fn said(place: &Place, args: &[&str]) -> Said {
-    place.command(args).output().unwrap().into()
-}
 
 fn ok(place: &Place, args: &[&str]) -> String {
-    let said = said(place, args);
+    let said = place.wardian(args);
     assert_eq!(said.code, Some(0), "{args:?}: {said:?}");
     said.out
 }
 
 /// With this on standard input.
 fn fed(place: &Place, args: &[&str], input: &[u8]) -> Said {
-    let mut child = place
-        .command(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let input = input.to_owned();
-    let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
-    let output = child.wait_with_output().unwrap();
-    feeding.join().unwrap();
-    output.into()
+    crate::commands::fed(place.command(args), input).into()
 }
 
 /// The names that there are.
@@ -61,9 +43,9 @@ async fn several_images_are_saved_and_loaded() {
         ok(&place, &["rmi", "one", "two:v2"]);
         assert_eq!(names(&place), Vec::<String>::new());
         let loaded = match round {
-            "file" => said(&place, &["load", "-i", file]),
+            "file" => place.wardian(&["load", "-i", file]),
             "input" => fed(&place, &["load"], &piped.stdout),
-            _ => said(&place, &["load", "-q", "-i", file]),
+            _ => place.wardian(&["load", "-q", "-i", file]),
         };
         assert_eq!(loaded.code, Some(0), "{round}: {loaded:?}");
         assert_eq!(names(&place), ["one", "two:v2"], "{round}");
@@ -73,7 +55,7 @@ async fn several_images_are_saved_and_loaded() {
     }
     // Names are taken from others, and that is said.
     ok(&place, &["tag", "two:v2", "one"]);
-    let loaded = said(&place, &["load", "-i", file]);
+    let loaded = place.wardian(&["load", "-i", file]);
     assert!(loaded.code == Some(0) && loaded.err.contains("one was the image"), "{loaded:?}");
     assert_eq!(
         server
