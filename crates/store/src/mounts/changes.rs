@@ -19,8 +19,11 @@ const BYTES: usize = 16 << 20;
 const NAMES: usize = 64 << 20;
 /// The most entries that are looked at, those included that are no changes.
 const ENTRIES: usize = 1_000_000;
-/// The deepest directory that is entered: each one is open while what is in it is walked.
+/// The deepest directory that is entered.
 const DEPTH: usize = 200;
+/// The most directories that are open at once: each one is while what is in it is walked, and so are those of the
+/// layers below it, of which a hostile image has many.
+const OPEN: usize = 2_000;
 /// The longest that a walk takes.
 const TIME: Duration = Duration::from_secs(10);
 
@@ -206,7 +209,8 @@ impl Walk<'_> {
             Some(_) => self.tell(Kind::Changed),
             None => self.tell(Kind::Added),
         }
-        if self.stack.len() >= DEPTH {
+        let open = self.stack.iter().map(|frame| 1 + frame.lower.len()).sum::<usize>();
+        if self.stack.len() >= DEPTH || open + lower.len() >= OPEN {
             self.found.cut = true;
             self.path.truncate(above);
             return Ok(());
@@ -370,5 +374,21 @@ mod tests {
         let found = changes(open(dir.path()), Vec::new(), &[]).unwrap();
         assert!(found.cut);
         assert_eq!(found.changes.len(), DEPTH);
+    }
+
+    #[test]
+    fn many_deep_layers_do_not_open_all_that_they_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, layer) = (dir.path().join("u"), dir.path().join("l"));
+        let deep = "d/".repeat(DEPTH / 2);
+        for path in [&upper, &layer] {
+            fs::create_dir_all(path.join(&deep)).unwrap();
+        }
+        fs::write(upper.join(&deep).join("file"), "x").unwrap();
+        let found =
+            |layers: usize| changes(open(&upper), (0..layers).map(|_| open(&layer)).collect(), &[]).unwrap();
+        assert!(!found(5).cut);
+        assert_eq!(found(5).changes.len(), DEPTH / 2 + 1);
+        assert!(found(OPEN / 50).cut);
     }
 }
