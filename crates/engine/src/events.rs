@@ -54,8 +54,8 @@ pub enum What {
 /// An event of a container.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Event {
-    /// Seconds since 1970.
-    pub time: f64,
+    /// Milliseconds since 1970.
+    pub time_ms: u64,
     /// The container's handle.
     pub handle: String,
     /// The container's id: ids are never reused, handles are.
@@ -76,8 +76,8 @@ pub(crate) struct Events {
 #[derive(Debug, Default)]
 struct Past {
     events: VecDeque<Arc<Event>>,
-    /// The time of the last one that was forgotten, in seconds since 1970.
-    forgotten: Option<f64>,
+    /// The time of the last one that was forgotten, in milliseconds since 1970.
+    forgotten: Option<u64>,
 }
 
 impl Default for Events {
@@ -95,24 +95,24 @@ impl Events {
     pub(crate) fn tell(&self, handle: &str, id: &str, what: What) {
         // The lock is held while it is sent, so that a new listener gets each event once.
         let mut past = self.past.lock();
-        let time = now();
-        let event = Arc::new(Event { time, handle: handle.to_owned(), id: id.to_owned(), what });
+        let time_ms = now();
+        let event = Arc::new(Event { time_ms, handle: handle.to_owned(), id: id.to_owned(), what });
         if past.events.len() >= REMEMBERED {
-            past.forgotten = past.events.pop_front().map(|event| event.time);
+            past.forgotten = past.events.pop_front().map(|event| event.time_ms);
         }
         past.events.push_back(event.clone());
         // Fails only if there is no listener.
         let _ = self.sender.send(event);
     }
 
-    /// Returns a listener to all events from now on, and before that to those remembered since a time, in seconds since
-    /// 1970.
-    pub(crate) fn listen(&self, since: Option<f64>) -> Listener {
+    /// Returns a listener to all events from now on, and before that to those remembered since a time, in milliseconds
+    /// since 1970.
+    pub(crate) fn listen(&self, since: Option<u64>) -> Listener {
         let past = self.past.lock();
         let Some(since) = since else {
             return Listener { forgotten: false, past: VecDeque::new(), live: self.sender.subscribe() };
         };
-        let remembered = past.events.iter().filter(|event| event.time >= since).cloned().collect();
+        let remembered = past.events.iter().filter(|event| event.time_ms >= since).cloned().collect();
         let forgotten = past.forgotten.is_some_and(|time| time >= since);
         Listener { forgotten, past: remembered, live: self.sender.subscribe() }
     }
@@ -129,9 +129,9 @@ pub enum Heard {
     Forgotten,
 }
 
-/// The present, in seconds since 1970.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+/// The present, in milliseconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Receives all events from its making on, or from a time before it.
@@ -184,14 +184,14 @@ mod tests {
     async fn the_newest_events_are_remembered() {
         let events = Events::default();
         events.tell("first", "i", What::Create);
-        let mut all = events.listen(Some(0.0));
-        let mut later = events.listen(Some(now() + 100.0));
+        let mut all = events.listen(Some(0));
+        let mut later = events.listen(Some(now() + 100_000));
         for _ in 0..REMEMBERED {
             events.tell("h", "i", What::Stop);
         }
         let Some(Heard::Event(first)) = all.next().await else { panic!("no event") };
         assert_eq!(first.handle, "first");
-        let mut some = events.listen(Some(first.time));
+        let mut some = events.listen(Some(first.time_ms));
         assert_eq!(some.next().await, Some(Heard::Forgotten));
         drop(events);
         for listener in [&mut all, &mut some, &mut later] {
@@ -207,10 +207,10 @@ mod tests {
     #[test]
     fn events_are_flat_objects() {
         let what = What::ProcessExit { process: "p".into(), status: 137 };
-        let event = Event { time: 1.5, handle: "h".into(), id: "i".into(), what };
+        let event = Event { time_ms: 1500, handle: "h".into(), id: "i".into(), what };
         assert_eq!(
             serde_json::to_string(&event).unwrap(),
-            r#"{"time":1.5,"handle":"h","id":"i","event":"process-exit","process":"p","status":137}"#
+            r#"{"time_ms":1500,"handle":"h","id":"i","event":"process-exit","process":"p","status":137}"#
         );
     }
 }

@@ -46,8 +46,9 @@ pub struct Operation {
     pub handle: String,
     /// The container's id: ids are never reused, handles are.
     pub id: String,
-    /// When it began, in seconds since 1970.
-    pub began: f64,
+    /// When it began, in milliseconds since 1970.
+    #[serde(default)]
+    pub began_ms: f64,
     /// How long it took, in milliseconds.
     pub ms: f64,
     /// Its phases, one after the other.
@@ -115,7 +116,7 @@ impl Timeline {
             kind,
             handle: handle.to_owned(),
             id: id.to_owned(),
-            began: self.began.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            began_ms: self.began.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3),
             ms: self.ms(),
             steps: self.steps.lock().clone(),
             error: error.map(|error| clip(&error, ERROR).into_owned()),

@@ -158,8 +158,8 @@ impl Engine {
         self.shared.history.life(handle).ok_or_else(|| Error::UnknownHandle(handle.to_owned()))
     }
 
-    /// Subscribes to all events from now on, and before that to the remembered ones since a time, in seconds since 1970.
-    pub fn listen(&self, since: Option<f64>) -> Listener {
+    /// Subscribes to all events from now on, and before that to the remembered ones since a time, in milliseconds since 1970.
+    pub fn listen(&self, since: Option<u64>) -> Listener {
         self.shared.events.listen(since)
     }
 

@@ -183,7 +183,7 @@ fn age(record: &Record) -> Duration {
         return Duration::from_nanos(since_boot().saturating_sub(record.made_ns));
     }
     // A record of an earlier server has only the wall-clock time.
-    let made = record.made.as_ref().map_or(0.0, |made| made.began + made.ms / 1e3);
+    let made = record.made.as_ref().map_or(0.0, |made| (made.began_ms + made.ms) / 1e3);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::try_from_secs_f64(made).unwrap_or(now))
 }

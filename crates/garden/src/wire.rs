@@ -430,8 +430,8 @@ Stop {
     kill: bool,
     /// The first signal, by name or number; empty: the container's own. Wardian's own.
     #[serde(skip_serializing_if = "zero")] signal: String,
-    /// Seconds between it and KILL; none: ten. Wardian's own.
-    #[serde(skip_serializing_if = "Option::is_none")] seconds: Option<u64>,
+    /// Milliseconds between it and KILL; none: 10,000. Wardian's own.
+    #[serde(skip_serializing_if = "Option::is_none")] grace_ms: Option<u64>,
 });
 
 wire!(/// A signal for a process; wardian's own.
@@ -534,8 +534,8 @@ Operation {
     handle: String,
     /// The container's id: ids are never reused, handles are.
     id: String,
-    /// When it began, in seconds since 1970.
-    began: f64,
+    /// When it began, in milliseconds since 1970.
+    began_ms: f64,
     /// How long it took, in milliseconds.
     ms: f64,
     /// Its phases, one after the other.
@@ -559,8 +559,8 @@ Event {
     /// `create`, `destroy`, `stop`, `pause`, `unpause`, `oom`, `broken`, `process-start`, `process-exit`; `lost`: this
     /// listener was too slow; `forgotten`: earlier events that it asked for are not remembered.
     event: String,
-    /// Seconds since 1970.
-    #[serde(skip_serializing_if = "zero")] time: f64,
+    /// Milliseconds since 1970.
+    #[serde(skip_serializing_if = "zero")] time_ms: u64,
     /// The container's handle.
     #[serde(skip_serializing_if = "zero")] handle: String,
     /// The container's id: ids are never reused, handles are.

@@ -242,14 +242,14 @@ pub fn is_in_dev(path: &str) -> bool {
 /// Error for a bind mount that would cover a file system of the kernel.
 pub fn in_kernel(path: &str) -> Stop {
     Stop::from(format!(
-        "a bind mount over {path} is not allowed: it is, or a link of the image leads, into /proc or /sys, which show the \
+        "a mount over {path} is not allowed: it is, or a link of the image leads, into /proc or /sys, which show the \
          kernel"
     ))
 }
 
 /// Error for a bind mount that a link leads into /dev: there only a destination that names /dev itself is allowed.
 pub fn in_dev(path: &str) -> Stop {
-    Stop::from(format!("a bind mount over {path} is not allowed: a link of the image leads into /dev"))
+    Stop::from(format!("a mount over {path} is not allowed: a link of the image leads into /dev"))
 }
 
 #[cfg(test)]

@@ -110,14 +110,14 @@ pub(crate) fn stop(stop: &wire::Stop) -> Result<engine::Stop, Refusal> {
     Ok(engine::Stop {
         kill: stop.kill,
         signal: number.map(|text| signal("signal", text)).transpose()?,
-        grace: stop.seconds.map(Duration::from_secs),
+        grace: stop.grace_ms.map(Duration::from_millis),
     })
 }
 
-/// Converts a time in seconds since 1970.
-pub(crate) fn time(field: &str, text: &str) -> Result<f64, Refusal> {
-    let time = text.parse::<f64>().ok().filter(|time| time.is_finite());
-    time.ok_or_else(|| format!("{field}: {:?} is no time in seconds since 1970", clip(text, SHOWN)))
+/// Converts a time in milliseconds since 1970.
+pub(crate) fn time(field: &str, text: &str) -> Result<u64, Refusal> {
+    text.parse()
+        .map_err(|_| format!("{field}: {:?} is no time in milliseconds since 1970", clip(text, SHOWN)))
 }
 
 pub(crate) fn top(top: engine::Top) -> wire::Top {

@@ -14,8 +14,8 @@ pub(crate) struct Events {
     pub(crate) listener: Listener,
     /// The container whose events are wanted; `None`: all.
     pub(crate) handle: Option<String>,
-    /// The stream ends at this time, in seconds since 1970; `None`: with the client or the server.
-    pub(crate) until: Option<f64>,
+    /// The stream ends at this time, in milliseconds since 1970; `None`: with the client or the server.
+    pub(crate) until: Option<u64>,
 }
 
 /// Writes events to the raw connection: only there a client that hangs up is noticed while no event is due.
@@ -47,7 +47,7 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut events: Events) -> std
         };
         let Some(heard) = heard else { return Ok(()) };
         let line = match heard {
-            Heard::Event(event) if events.until.is_some_and(|until| event.time > until) => return Ok(()),
+            Heard::Event(event) if events.until.is_some_and(|until| event.time_ms > until) => return Ok(()),
             Heard::Event(event) if events.handle.as_ref().is_some_and(|handle| *handle != event.handle) => {
                 continue;
             }
@@ -62,10 +62,9 @@ async fn tell(writer: &mut (impl AsyncWrite + Unpin), mut events: Events) -> std
     }
 }
 
-/// Waits for a time, in seconds since 1970; for ever without one.
-async fn until(time: Option<f64>) {
+/// Waits for a time, in milliseconds since 1970; for ever without one.
+async fn until(time: Option<u64>) {
     let Some(time) = time else { return std::future::pending().await };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let end = Duration::try_from_secs_f64(time.max(0.0)).unwrap_or(Duration::MAX);
-    tokio::time::sleep(end.saturating_sub(now)).await;
+    tokio::time::sleep(Duration::from_millis(time).saturating_sub(now)).await;
 }

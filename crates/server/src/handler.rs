@@ -342,8 +342,8 @@ async fn answer(
             let handle = fields.remove("handle");
             let mut time =
                 |name: &str| fields.remove(name).map(|text| convert::time(name, &text)).transpose();
-            let since = time("since").map_err(Failure::Malformed)?;
-            let until = time("until").map_err(Failure::Malformed)?;
+            let since = time("since_ms").map_err(Failure::Malformed)?;
+            let until = time("until_ms").map_err(Failure::Malformed)?;
             // The handle is kept as long as the listener.
             if let Some(long) = handle.as_ref().filter(|handle| handle.len() > 255) {
                 return Err(wardian_engine::Error::UnknownHandle(long.clone()).into());

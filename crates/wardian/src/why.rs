@@ -95,7 +95,7 @@ fn text(history: &History, verbose: bool) -> Result<String> {
 
 fn describe(text: &mut String, operation: &Operation, verbose: bool) -> Result<()> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let age = print::age((operation.began * 1e3) as u64);
+    let age = print::age(operation.began_ms as u64);
     let (kind, handle) = (&operation.kind, print::tame(&operation.handle));
     writeln!(text, "{kind} of {handle} ({}), {age}: {:.1} ms", print::short(&operation.id), operation.ms)?;
     if let Some(error) = &operation.error {

@@ -281,17 +281,17 @@ impl Client {
         serde_json::from_slice(&removed).map_err(|error| Error::response(&error))
     }
 
-    /// Subscribes to events, of one container or of all. Wardian's own.
+    /// Subscribes to events, of one container or of all; times are in milliseconds since 1970. Wardian's own.
     pub async fn events(
         &self,
         handle: Option<&str>,
-        since: Option<f64>,
-        until: Option<f64>,
+        since_ms: Option<u64>,
+        until_ms: Option<u64>,
     ) -> Result<Events> {
         let handle = handle.map(|handle| format!("handle={}", escape(handle)));
-        let time = |name: &str, time: Option<f64>| time.map(|time| format!("{name}={time}"));
+        let time = |name: &str, time: Option<u64>| time.map(|time| format!("{name}={time}"));
         let fields: Vec<String> =
-            [handle, time("since", since), time("until", until)].into_iter().flatten().collect();
+            [handle, time("since_ms", since_ms), time("until_ms", until_ms)].into_iter().flatten().collect();
         let query = if fields.is_empty() { String::new() } else { format!("?{}", fields.join("&")) };
         let path = format!("/wardian/events{query}");
         hijack(&self.server, "GET", &path, "", &[]).await.map(|taken| Events::new(taken.stream))

@@ -249,7 +249,7 @@ async fn burst(server: &Server) -> Result<Vec<Operation>> {
 /// Returns when a create came to take what is made ahead.
 fn taken(operation: &Operation) -> f64 {
     let step = operation.steps.iter().find(|step| step.name == "namespaces");
-    operation.began + step.map_or(0.0, |step| step.begin_ms / 1e3)
+    operation.began_ms / 1e3 + step.map_or(0.0, |step| step.begin_ms / 1e3)
 }
 
 async fn bursts(bridged: &Server, plain: &Server, figures: &mut Figures, progress: &Progress) -> Result<()> {
@@ -511,13 +511,13 @@ mod tests {
     use super::*;
     use wardian_garden::wire::Step;
 
-    fn operation(began: f64, steps: &[(&str, f64, f64)]) -> Operation {
+    fn operation(began_ms: f64, steps: &[(&str, f64, f64)]) -> Operation {
         let step = |(name, begin_ms, ms): &(&str, f64, f64)| Step {
             name: (*name).to_owned(),
             begin_ms: *begin_ms,
             ms: *ms,
         };
-        Operation { began, steps: steps.iter().map(step).collect(), ..Operation::default() }
+        Operation { began_ms, steps: steps.iter().map(step).collect(), ..Operation::default() }
     }
 
     #[test]
@@ -537,8 +537,8 @@ mod tests {
 
     #[test]
     fn creates_are_in_the_order_in_which_they_took_what_is_ready() {
-        let waited = operation(10.0, &[("namespaces", 500.0, 1.0)]);
-        let later = operation(10.2, &[("namespaces", 1.0, 1.0)]);
+        let waited = operation(10_000.0, &[("namespaces", 500.0, 1.0)]);
+        let later = operation(10_200.0, &[("namespaces", 1.0, 1.0)]);
         assert!(taken(&later) < taken(&waited));
     }
 

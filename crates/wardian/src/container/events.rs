@@ -21,10 +21,10 @@ pub struct Args {
     /// Also earlier ones, since a time (2026-11-24T13:40:02Z, seconds since 1970) or so long ago (10m, 1h30m); the server
     /// remembers the newest 4096 since its start
     #[arg(long, value_name = "TIME", value_parser = time)]
-    since: Option<f64>,
+    since: Option<u64>,
     /// End at this time
     #[arg(long, value_name = "TIME", value_parser = time)]
-    until: Option<f64>,
+    until: Option<u64>,
     /// Only such: event=oom, container=HANDLE. Of several with one key any will do
     #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = filter)]
     filters: Vec<(Key, String)>,
@@ -86,10 +86,10 @@ fn is_wanted(filters: &[(Key, String)], event: &Event) -> bool {
     is_about_listener || (fits(Key::Event, &event.event) && fits(Key::Container, &event.handle))
 }
 
-/// Parses a point in time; returns seconds since 1970.
-fn time(text: &str) -> Result<f64, String> {
+/// Parses a point in time; returns milliseconds since 1970.
+fn time(text: &str) -> Result<u64, String> {
     let time = super::logs::time(text)?;
-    Ok(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+    Ok(millis(time))
 }
 
 /// Prints events, until Ctrl-C or the end of the server.
@@ -114,7 +114,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
             loop {
                 let event = events.next().await.map_err(|error| server.explain(error))?;
                 let Some(event) = event else {
-                    ensure!(until.is_some_and(|until| until <= now()), "the server has ended");
+                    ensure!(
+                        until.is_some_and(|until| until <= millis(SystemTime::now())),
+                        "the server has ended"
+                    );
                     return Ok(ExitCode::SUCCESS);
                 };
                 if !is_wanted(&filters, &event) {
@@ -132,9 +135,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     })
 }
 
-/// The present, in seconds since 1970.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+/// Milliseconds since 1970.
+fn millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 fn describe(event: &Event) -> String {
@@ -148,8 +151,7 @@ fn describe(event: &Event) -> String {
             print::clock(SystemTime::now())
         );
     }
-    let since = Duration::try_from_secs_f64(event.time).unwrap_or_default();
-    let then = UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH);
+    let then = UNIX_EPOCH.checked_add(Duration::from_millis(event.time_ms)).unwrap_or(UNIX_EPOCH);
     let mut line =
         format!("{}  {:<13}  {}", print::clock(then), print::tame(&event.event), print::tame(&event.handle));
     if let Some(process) = &event.process {
@@ -189,8 +191,8 @@ mod tests {
 
     #[test]
     fn times() {
-        assert_eq!((time("7.5"), time("1970-01-02T00:00:00Z")), (Ok(7.5), Ok(86_400.0)));
-        assert!((time("1h30m").unwrap() - (now() - 5400.0)).abs() < 60.0);
+        assert_eq!((time("7.5"), time("1970-01-02T00:00:00Z")), (Ok(7500), Ok(86_400_000)));
+        assert!(time("1h30m").unwrap().abs_diff(millis(SystemTime::now()) - 5_400_000) < 60_000);
         for bad in ["", "-1", "inf", "yesterday", "12:00"] {
             assert!(time(bad).is_err(), "{bad}");
         }
@@ -200,7 +202,7 @@ mod tests {
     fn an_event_is_a_line() {
         let event = Event {
             event: "process-exit".into(),
-            time: 1.25,
+            time_ms: 1250,
             handle: "h\n".into(),
             process: Some("p".into()),
             status: Some(3),

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use wardian_garden::{Client, KeptOutput, Piece};
 
@@ -80,9 +82,13 @@ pub fn time(text: &str) -> Result<SystemTime, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
         return SystemTime::now().checked_sub(ago).ok_or_else(|| "out of range".to_owned());
     }
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(time.into());
+    }
     let day = format!("{text}T00:00:00Z");
     humantime::parse_rfc3339_weak(if text.len() == 10 { &day } else { text }).map_err(|_| {
-        "expected how long ago (10m, 1h30m), a time (2026-11-24T13:40:02Z), a day, or seconds since 1970"
+        "expected how long ago (10m, 1h30m), a time (2026-11-24T13:40:02Z, or +01:00 in place of Z), a day, or \
+         seconds since 1970"
             .to_owned()
     })
 }
@@ -330,7 +336,13 @@ mod tests {
         let ago = time("1m30s").unwrap().elapsed().unwrap().as_secs();
         assert!((90..95).contains(&ago), "{ago}");
         let then = UNIX_EPOCH + Duration::from_secs(951_782_400);
-        for text in ["2000-02-29", "2000-02-29T00:00:00Z", "2000-02-29 00:00:00", "951782400"] {
+        for text in [
+            "2000-02-29",
+            "2000-02-29T00:00:00Z",
+            "2000-02-29T01:30:00+01:30",
+            "2000-02-29 00:00:00",
+            "951782400",
+        ] {
             assert_eq!(time(text).unwrap(), then, "{text}");
         }
         for bad in ["", "yesterday", "-1", "10x", "2000-13-01T00:00:00Z"] {

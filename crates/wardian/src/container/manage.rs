@@ -97,7 +97,11 @@ pub struct Rm {
 /// Ends the processes; the containers stay.
 pub fn stop(args: Stop) -> anyhow::Result<ExitCode> {
     let Stop { server, kill, time, signal, handles } = args;
-    let stop = wire::Stop { kill, signal: signal.unwrap_or_default(), seconds: time };
+    let stop = wire::Stop {
+        kill,
+        signal: signal.unwrap_or_default(),
+        grace_ms: time.map(|seconds| seconds.saturating_mul(1000)),
+    };
     block_on(async {
         let (client, mut signals) = (server.client()?, Signals::catch()?);
         each(&handles, &mut signals, "stopped", |handle| {

@@ -183,7 +183,7 @@ fn file(converted: &Converted) -> String {
         let _ = writeln!(text, "{name} = {value}");
     }
     for Note { flag, why } in &converted.ignored {
-        let _ = writeln!(text, "# not taken: {flag}: {why}");
+        let _ = writeln!(text, "# not taken: {}", print::tame(&format!("{flag}: {why}")));
     }
     text
 }

@@ -54,6 +54,7 @@ mod images_by_docker;
 mod inherited;
 mod inside;
 mod isolation;
+mod json_units;
 mod judged;
 mod keepers;
 mod kept;

@@ -120,7 +120,7 @@ async fn a_stop_has_a_signal_and_a_time() {
     fails(&server, 2, &["run", "--stop-signal", "NOPE", "--", "true"]);
 
     let client = server.client();
-    let long = Stop { seconds: Some(1 << 40), ..Stop::default() };
+    let long = Stop { grace_ms: Some(1 << 40), ..Stop::default() };
     assert!(message(client.stop_so("given", &long).await).contains("at most 86400 seconds"));
     let odd = Stop { signal: "0".into(), ..Stop::default() };
     assert!(message(client.stop_so("given", &odd).await).contains("is no signal"));

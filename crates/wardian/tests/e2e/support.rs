@@ -389,7 +389,8 @@ impl Server {
         for round in 0.. {
             let status = self.terminate().await;
             assert!(status.success(), "the server ended with {status}\n{}", self.log());
-            if round == 5 || directories.iter().all(|dir| names(dir).is_empty()) {
+            // Up to 25 s, for a host on which everything runs at once.
+            if round == 8 || directories.iter().all(|dir| names(dir).is_empty()) {
                 break;
             }
             self.restart().await;
