@@ -132,7 +132,8 @@ async fn the_newest_output_is_kept_and_the_rest_told() {
     assert_eq!(ok(&server, &["wait", "h"]), "0\n");
     let (out, err) = both(&server, &["logs", "-f", "h"]);
     assert!(err.contains("of output were not kept"), "{err}");
-    assert!(out.ends_with("line 39999\n") && out.len() <= 128 << 10 && out.len() > 20 << 10, "{}", out.len());
+    // Slots of 64 KiB are given up whole, and one more than the bytes take is held; heads of pieces are in them too.
+    assert!(out.ends_with("line 39999\n") && out.len() <= 192 << 10 && out.len() > 20 << 10, "{}", out.len());
     // Who asks for the last lines has lost none of them.
     assert_eq!(both(&server, &["logs", "-n", "2", "h"]), ("line 39998\nline 39999\n".into(), String::new()));
     server.finish().await;
