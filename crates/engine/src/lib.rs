@@ -64,7 +64,9 @@ pub use inspect::{Capacity, Info, Listed, Properties, Property};
 pub use metrics::Metrics;
 pub use overall::Overall;
 pub use process::about::{About, Ending};
-pub use process::kept::{Found as FoundOutput, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note};
+pub use process::kept::{
+    Found as FoundOutput, Kept, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note,
+};
 pub use process::output::{Output, Stream, Waits};
 pub use process::{Input, Process};
 pub use ready::ids::{IdRanges, highest as highest_id};
@@ -152,6 +154,8 @@ pub struct Config {
     pub shm_bytes: u64,
     /// The most bytes that the kept output of all processes takes; `None`: 256 MiB, or a sixteenth of the host's memory.
     pub kept_output: Option<u64>,
+    /// The most bytes of files with a process's output, which are in the store's directory; 0: there are none.
+    pub output_files: u64,
 }
 
 /// The engine; clones share it.

@@ -152,6 +152,7 @@ pub fn reset(root: &Path, run: &Path, parts: Parts, tell: &dyn Fn(&str)) -> Resu
     // This creates a missing run directory, which is removed with the rest.
     let store = wardian_store::erase::empty(&wardian_store::Config::new(root, run), DRAIN);
     removed.trees = store.map_err(Error::Store)?.ok_or(Error::Trash)?;
+    crate::process::files::erase(root).map_err(Error::System)?;
     (removed.volumes, removed.kept_volumes) = wardian_store::erase::parts(root, parts)?;
     remove_run(run)?;
     drop(lock);

@@ -167,6 +167,7 @@ impl Engine {
             if about.hold_input {
                 process.hold_input();
             }
+            self.output_to_files(&container, number, &process).await;
             let connected = match keeper.attach(&state.id).await {
                 Ok(started) => process.connect(started.stdio).await,
                 Err(error) => Err(Error::keeper("attach")(error)),

@@ -92,7 +92,11 @@ impl Engine {
         // The start runs in a task of its own: a client that disconnects must not leave half a pea.
         let task = async move {
             let result = match theirs.going().await {
-                Ok(_going) => engine.start_process(&theirs, &keeper, &started, spec).await,
+                Ok(_going) => {
+                    // A process whose output cannot be written to a file is started: it is kept for `logs`.
+                    engine.output_to_files(&theirs, number, &started).await;
+                    engine.start_process(&theirs, &keeper, &started, spec).await
+                }
                 Err(error) => Err(error),
             };
             match &result {
@@ -107,6 +111,25 @@ impl Engine {
         let task = tokio::spawn(task.in_current_span());
         task.await.map_err(Error::task("run"))??;
         Ok(process)
+    }
+
+    /// Writes what is kept of a process to files, if there are to be any. That there can be none is logged.
+    pub(crate) async fn output_to_files(
+        &self,
+        container: &Container,
+        number: Option<u64>,
+        process: &Process,
+    ) {
+        let (Some(number), Some(kept)) = (number, process.kept()) else { return };
+        if !self.shared.output_files.are_wanted() {
+            return;
+        }
+        let (shared, id) = (self.shared.clone(), container.id.clone());
+        let prepared = tokio::task::spawn_blocking(move || shared.output_files.prepare(&id)).await;
+        match prepared.map_err(std::io::Error::other).flatten() {
+            Ok(()) => self.shared.output_files.follow(&container.id, number, kept),
+            Err(error) => tracing::warn!(handle = container.handle, %error, "output.no-file"),
+        }
     }
 
     /// Marks a stopped container as running again: something was started in it after the stop.

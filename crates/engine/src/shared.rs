@@ -5,6 +5,7 @@ use crate::container::Container;
 use crate::container::record::Records;
 use crate::events::Events;
 use crate::history::History;
+use crate::process::files::Files;
 use crate::process::kept::Room;
 use crate::ready::ids::{Home, IdRange, Ids};
 use crate::ready::keepers::Keepers;
@@ -56,6 +57,8 @@ pub struct Shared {
     pub events: Events,
     /// The bound of the output that is kept of all processes.
     pub kept_output: Arc<Room>,
+    /// Files with the output of processes.
+    pub output_files: Files,
     pub sweeper: Arc<Sweeper>,
     /// Held while a slow operation is recorded.
     pub looking: Arc<tokio::sync::Mutex<()>>,

@@ -4,6 +4,7 @@ use crate::admission::gate::{self, Gate};
 use crate::container::record::{self, Phase, Record, Records};
 use crate::events::Events;
 use crate::history::History;
+use crate::process::files::Files;
 use crate::process::kept::Room;
 use crate::ready::READY;
 use crate::ready::ids::{self, Home};
@@ -137,6 +138,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let gate = Gate::new("creates", Some("--max-concurrent-creates"), creates, queued);
     // The store makes one at a time.
     let limits_gate = Gate::new("disk limits of new sizes", None, 1, queued);
+    let output_files = Files::open(&config.root, config.output_files, &known);
     let kept_output = Room::new(config.kept_output.unwrap_or_else(|| kept_output(&config.run)));
     Ok(Shared {
         pairs: Pool::new("pairs", READY, home).map_err(fail)?,
@@ -166,6 +168,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         closing: AtomicBool::new(false),
         events: Events::default(),
         kept_output,
+        output_files,
         sweeper: Arc::default(),
         looking: Arc::default(),
         _lock: lock,

@@ -3,7 +3,7 @@
 use crate::convert::{address, port};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use wardian_engine::{About, Condition, Ending, Engine, Network, Overview, Process, Result, Seen};
+use wardian_engine::{About, Condition, Ending, Engine, Kept, Network, Overview, Process, Result, Seen};
 use wardian_garden::wire;
 
 fn state(condition: &Condition) -> (&str, &str) {
@@ -17,7 +17,9 @@ fn state(condition: &Condition) -> (&str, &str) {
     }
 }
 
-fn process_state(about: &Arc<About>, ending: Option<Ending>, kept: Option<(u64, u64)>) -> wire::ProcessState {
+fn process_state(about: &Arc<About>, ending: Option<Ending>, kept: Option<&Arc<Kept>>) -> wire::ProcessState {
+    let size = kept.map(|kept| kept.size());
+    let file = kept.and_then(|kept| kept.file());
     wire::ProcessState {
         id: about.id.clone(),
         command: about.command.clone(),
@@ -28,17 +30,18 @@ fn process_state(about: &Arc<About>, ending: Option<Ending>, kept: Option<(u64, 
         exit_status: ending.map(|ending| ending.status),
         exited_ms: ending.and_then(|ending| ending.at_ms),
         out_of_memory: ending.is_some_and(|ending| ending.out_of_memory),
-        output_bytes: kept.map(|(bytes, _)| bytes),
-        output_dropped: kept.map_or(0, |(_, dropped)| dropped),
+        output_bytes: size.map(|(bytes, _)| bytes),
+        output_dropped: size.map_or(0, |(_, dropped)| dropped),
+        output_file: file.map(|path| path.to_string_lossy().into_owned()),
     }
 }
 
 fn seen_process(seen: &Seen) -> wire::ProcessState {
-    process_state(&seen.about, seen.ending, seen.kept.as_ref().map(|kept| kept.size()))
+    process_state(&seen.about, seen.ending, seen.kept.as_ref())
 }
 
 pub(crate) fn process(process: &Process) -> wire::ProcessState {
-    process_state(process.about(), process.ending(), process.kept().map(|kept| kept.size()))
+    process_state(process.about(), process.ending(), process.kept())
 }
 
 pub(crate) fn container(seen: &Overview) -> wire::Container {

@@ -71,6 +71,7 @@ const HEADINGS: [(&[&str], &[Heading]); 3] = [
                     "no-new-privileges",
                     "shm-size",
                     "kept-output",
+                    "output-files",
                     "cpu-entitlement-per-share",
                     "destroy-containers-on-startup",
                 ],

@@ -20,9 +20,9 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use wardian_sys::directory::Directory;
@@ -119,6 +119,8 @@ pub struct Kept {
     state: Mutex<State>,
     /// Tells readers of what is printed and of the end.
     news: watch::Sender<News>,
+    /// The file on disk that it is written to as well.
+    file: OnceLock<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -187,15 +189,32 @@ pub fn note(text: &[u8]) -> Vec<u8> {
     [&head_of_piece(NOTE, text.len())[..], text].concat()
 }
 
+/// Output that was read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// When, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// It is of standard error.
+    pub stderr: bool,
+    /// The bytes; fewer than the head says in a damaged file.
+    pub data: &'a [u8],
+}
+
+/// Returns the pieces of [`Found::Pieces`].
+pub fn pieces(mut rest: &[u8]) -> impl Iterator<Item = Piece<'_>> {
+    std::iter::from_fn(move || {
+        let (head, more) = rest.split_first_chunk::<PIECE>()?;
+        let length = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
+        let (data, more) = more.split_at(length.min(more.len()));
+        rest = more;
+        let time_ms = u64::from_le_bytes(std::array::from_fn(|n| head[n]));
+        Some(Piece { time_ms, stderr: head[12] == 2, data })
+    })
+}
+
 /// Returns the bytes of output in the pieces of a slot.
-fn payload(mut pieces: &[u8]) -> u64 {
-    let mut sum = 0;
-    while let Some((head, rest)) = pieces.split_first_chunk::<PIECE>() {
-        let length = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-        sum += u64::from(length);
-        pieces = rest.get(length as usize..).unwrap_or_default();
-    }
-    sum
+fn payload(all: &[u8]) -> u64 {
+    pieces(all).map(|piece| piece.data.len() as u64).sum()
 }
 
 impl Kept {
@@ -218,7 +237,8 @@ impl Kept {
         // One more than the bytes take: the oldest slot is given up whole.
         let most = usize::try_from(bytes.min(MOST)).unwrap_or(usize::MAX).div_ceil(SLOT) + 1;
         let news = watch::Sender::new(News { printed: state.printed, over: false });
-        let kept = Arc::new(Self { place, room: room.clone(), most, state: Mutex::new(state), news });
+        let (state, file) = (Mutex::new(state), OnceLock::new());
+        let kept = Arc::new(Self { place, room: room.clone(), most, state, news, file });
         room.enter(&kept);
         kept
     }
@@ -353,6 +373,17 @@ impl Kept {
         let state = self.state.lock();
         let dropped = state.slots.front().map_or(state.printed, |slot| slot.start);
         (state.printed - dropped, dropped)
+    }
+
+    /// Notes that it is written to a file on disk as well.
+    pub fn goes_to(&self, file: PathBuf) {
+        // Whoever notes it again notes the same.
+        let _ = self.file.set(file);
+    }
+
+    /// The file on disk with the newest of it.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.get().map(PathBuf::as_path)
     }
 
     /// Removes it.

@@ -1,6 +1,7 @@
 //! A process or pea as its callers see it: output, input, exit status.
 
 pub mod about;
+pub mod files;
 pub mod kept;
 mod ledger;
 pub mod leftover;

@@ -65,6 +65,8 @@ ProcessState {
     output_bytes: Option<u64>,
     /// Bytes of its output that were dropped above the bound.
     #[serde(skip_serializing_if = "zero")] output_dropped: u64,
+    /// The file of the host with the newest of it.
+    #[serde(skip_serializing_if = "Option::is_none")] output_file: Option<String>,
 });
 
 wire!(/// All that is known of a container.

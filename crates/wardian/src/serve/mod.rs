@@ -118,6 +118,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         network_namespaces: settings.network.namespaces(),
         shm_bytes: settings.shm_size,
         kept_output: settings.kept_output,
+        output_files: settings.output_files,
         max_concurrent_creates: settings.max_concurrent_creates,
         max_queued_creates: settings.max_queued_creates,
         disable_privileged: settings.disable_privileged_containers,

@@ -146,6 +146,10 @@ pub struct Args {
     /// or a sixteenth of the host's memory if that is less]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_KEPT_OUTPUT", value_parser = crate::store::size)]
     pub kept_output: Option<u64>,
+    /// Write what is kept of a process's output to files as well, at most so much of each: `64M`. They are in output/CONTAINER-ID
+    /// of --root, in the format of CRI logs, rotated, and go with their container; 0: none
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_OUTPUT_FILES", value_parser = crate::store::size, default_value = "0")]
+    pub output_files: u64,
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]
     #[arg(long, value_name = "PERCENT", env = "WARDIAN_CPU_ENTITLEMENT_PER_SHARE", value_parser = percent)]
     pub cpu_entitlement_per_share: Option<f64>,

@@ -6,8 +6,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
 use std::process::{Output, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wardian_garden::Io;
 use wardian_garden::wire::ProcessSpec;
 
@@ -136,6 +137,54 @@ async fn the_newest_output_is_kept_and_the_rest_told() {
     assert!(out.ends_with("line 39999\n") && out.len() <= 192 << 10 && out.len() > 20 << 10, "{}", out.len());
     // Who asks for the last lines has lost none of them.
     assert_eq!(both(&server, &["logs", "-n", "2", "h"]), ("line 39998\nline 39999\n".into(), String::new()));
+    server.finish().await;
+}
+
+/// Text of the lines of a CRI log, without their times.
+fn lines(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+}
+
+/// What is kept is also written to files, beyond a kill of the server, as long as the container lives.
+#[tokio::test]
+async fn output_goes_to_files() {
+    let mut server = Server::start_with(&["--output-files", "1M"]).await;
+    let script = "echo one; echo two >&2; read go; printf three";
+    ok(&server, &["run", "-di", "--name", "h", "--", "sh", "-c", script]);
+    let path = ok(&server, &["inspect", "-f", "{{.main.output_file}}", "h"]);
+    let path = server.root().join(path.trim());
+    assert!(path.starts_with(server.root().join("output")), "{path:?}");
+    let until = async |expected: &[&str]| {
+        for _ in 0..500 {
+            if lines(&path) == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?} instead of {expected:?}", lines(&path));
+    };
+    until(&["stdout F one", "stderr F two"]).await;
+    server.kill9();
+    server.restart().await;
+    let mut typing =
+        command(&server, &["attach", "-i", "h"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    writeln!(typing.stdin.as_ref().unwrap(), "go").unwrap();
+    typing.wait().unwrap();
+    until(&["stdout F one", "stderr F two", "stdout P three"]).await;
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    // Of a process whose output is not kept there is no file.
+    ok(&server, &["exec", "h", "echo", "four"]);
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
+    ok(&server, &["rm", "h"]);
+    for _ in 0..500 {
+        if !path.parent().unwrap().exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!path.parent().unwrap().exists());
     server.finish().await;
 }
 
