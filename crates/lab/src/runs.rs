@@ -240,7 +240,10 @@ mod tests {
         let run = scale_begun(&options, kind, UNIX_EPOCH);
         assert_eq!((run.begun_ms, run.mode.as_str(), run.engine.as_str()), (0, "oci, limited", "wardian"));
         let host = &run.machine.host;
-        assert_eq!(run.series(), format!("{host}|scale|wardian|oci, limited|code-mb=100 disk=7 from=1 to=10"));
+        assert_eq!(
+            run.series(),
+            format!("{host}|scale|wardian|oci, limited|code-mb=100 disk=7 from=1 to=10")
+        );
         assert!(!run.machine.kernel.is_empty() && run.machine.cpus > 0);
         (options.address, options.pea) = (Some("unix:/x".into()), false);
         let other = scale_begun(&options, kind, UNIX_EPOCH);

@@ -13,9 +13,9 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 use wardian_lab::leftovers::Records;
 use wardian_lab::{Interrupted, bench, record, runs};
-use std::time::SystemTime;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -12,8 +12,25 @@ use std::io::{BufRead, Read, Write};
 
 /// The columns that each file has.
 const FIXED: [&str; 19] = [
-    "id", "begun_ms", "experiment", "mode", "engine", "version", "revision", "host", "kernel", "cpus", "memory_bytes",
-    "filesystem", "mount_options", "cgroups", "load", "headline", "complete", "error", "command",
+    "id",
+    "begun_ms",
+    "experiment",
+    "mode",
+    "engine",
+    "version",
+    "revision",
+    "host",
+    "kernel",
+    "cpus",
+    "memory_bytes",
+    "filesystem",
+    "mount_options",
+    "cgroups",
+    "load",
+    "headline",
+    "complete",
+    "error",
+    "command",
 ];
 const PARAMETER: &str = "parameter.";
 const FIGURE: &str = "figure.";
@@ -148,12 +165,13 @@ fn header(record: &StringRecord) -> std::result::Result<Vec<String>, String> {
     }
     let names: Vec<String> = record.iter().map(str::to_owned).collect();
     if let Some(missing) = FIXED.iter().find(|name| !names.iter().any(|has| has == *name)) {
-        return Err(format!("the header has no column {missing}: is this an export of `wardian lab history`?"));
+        return Err(format!(
+            "the header has no column {missing}: is this an export of `wardian lab history`?"
+        ));
     }
     let mut seen = BTreeSet::new();
     for name in &names {
-        let known =
-            FIXED.contains(&name.as_str()) || name.starts_with(PARAMETER) || name.starts_with(FIGURE);
+        let known = FIXED.contains(&name.as_str()) || name.starts_with(PARAMETER) || name.starts_with(FIGURE);
         if !known {
             return Err(format!("the header has the unknown column {name:?}"));
         }
@@ -189,7 +207,9 @@ fn run(cells: &BTreeMap<&str, &str>) -> std::result::Result<Run, String> {
         engine: cell("engine").to_owned(),
         version: cell("version").to_owned(),
         revision: text_of(cell("revision")),
-        parameters: below(PARAMETER).filter_map(|(name, cell)| Some((name.to_owned(), text_of(cell)?))).collect(),
+        parameters: below(PARAMETER)
+            .filter_map(|(name, cell)| Some((name.to_owned(), text_of(cell)?)))
+            .collect(),
         machine: Machine {
             host: cell("host").to_owned(),
             kernel: cell("kernel").to_owned(),

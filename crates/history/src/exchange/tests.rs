@@ -1,6 +1,6 @@
 use super::*;
-use crate::store::tests::{place, run};
 use crate::Timeline;
+use crate::store::tests::{place, run};
 
 fn stores() -> (tempfile::TempDir, Store, Store) {
     let dir = place();
@@ -56,10 +56,16 @@ fn a_bad_line_is_named_and_nothing_is_imported() {
     };
     refused(b"", "line 1: the file is empty");
     refused(b"a,b\n1,2\n", "line 1: the header has no column id");
-    refused(csv.replace("figure.waiting_ms", "waiting").as_bytes(), "line 1: the header has the unknown column");
+    refused(
+        csv.replace("figure.waiting_ms", "waiting").as_bytes(),
+        "line 1: the header has the unknown column",
+    );
     refused(csv.replace("figure.written_bytes", "figure.waiting_ms").as_bytes(), "twice");
     refused(&[csv.as_bytes(), b"4,5\n"].concat(), "it has 2 cells");
-    refused(csv.replace("100.5", "many").as_bytes(), "figure.waiting_ms is \"many\"".trim_start_matches("figure."));
+    refused(
+        csv.replace("100.5", "many").as_bytes(),
+        "figure.waiting_ms is \"many\"".trim_start_matches("figure."),
+    );
     refused(csv.replace("100.5", "inf").as_bytes(), "its figure waiting_ms is inf");
     refused(csv.replace("true", "yes").as_bytes(), "complete is \"yes\"");
     refused(&[csv.as_bytes(), &[0xff, b'\n']].concat(), "line ");

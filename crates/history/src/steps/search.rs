@@ -49,7 +49,9 @@ fn divided(values: &[f64], resemblance: f64) -> Vec<Found> {
     let mut found = Vec::new();
     let mut todo = vec![(0, values.len(), ALARMS)];
     while let Some((begin, end, most)) = todo.pop() {
-        let Some(best) = best(&values[begin..end], resemblance).filter(|best| best.p <= most) else { continue };
+        let Some(best) = best(&values[begin..end], resemblance).filter(|best| best.p <= most) else {
+            continue;
+        };
         let index = begin + best.place;
         found.push(Found { index, p: best.p });
         // Two more searches: each has half of the chance for a false alarm.
@@ -78,7 +80,9 @@ fn best(values: &[f64], resemblance: f64) -> Option<Peak> {
         let windows = if *length == n { 1 } else { (2 * (n - length)).div_ceil(*length) + 1 };
         for window in 0..windows {
             let begin = if windows == 1 { 0 } else { window * (n - length) / (windows - 1) };
-            let Some(peak) = scan::peak(&values[begin..begin + length], SHORTEST, resemblance) else { continue };
+            let Some(peak) = scan::peak(&values[begin..begin + length], SHORTEST, resemblance) else {
+                continue;
+            };
             let p = (peak.p * (windows * lengths.len()) as f64).min(1.0);
             if best.is_none_or(|best| p < best.p) {
                 best = Some(Peak { place: begin + peak.place, p });
@@ -115,7 +119,8 @@ fn closest(values: &[f64], peak: usize) -> usize {
         let middle = crate::median(part);
         part.iter().map(|value| (value - middle).abs()).sum::<f64>()
     };
-    let (first, last) = (peak.saturating_sub(REACH).max(SHORTEST), (peak + REACH).min(values.len() - SHORTEST));
+    let (first, last) =
+        (peak.saturating_sub(REACH).max(SHORTEST), (peak + REACH).min(values.len() - SHORTEST));
     let places = (first..=last).map(|place| (place, cost(&values[..place]) + cost(&values[place..])));
     places.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(peak, |(place, _)| place)
 }

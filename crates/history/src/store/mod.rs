@@ -235,7 +235,10 @@ impl Batch<'_> {
         drop(statement);
         let id = self.transaction.last_insert_rowid();
         for (name, value) in &run.figures {
-            self.execute("INSERT INTO figures (run, name, value) VALUES (?1, ?2, ?3)", params![id, name, value])?;
+            self.execute(
+                "INSERT INTO figures (run, name, value) VALUES (?1, ?2, ?3)",
+                params![id, name, value],
+            )?;
         }
         if let Some(timeline) = timeline {
             self.execute("INSERT INTO timelines (run, zlib) VALUES (?1, ?2)", params![id, timeline])?;
@@ -279,7 +282,8 @@ fn judge(dir: &Directory, name: &Path, create: OFlags) -> Result<()> {
     let path = dir.path().join(name);
     let system = |errno: Errno| Untrusted::System { path: path.clone(), source: errno.into() };
     let strange = |what| Error::Place(Untrusted::Strange { path: path.clone(), what });
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | create;
+    let flags =
+        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | create;
     let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| match errno {
         Errno::LOOP => strange("a link"),
         Errno::ISDIR => strange("a directory"),

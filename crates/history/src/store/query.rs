@@ -142,13 +142,17 @@ impl Store {
     pub fn run(&self, id: i64) -> Result<Option<Run>> {
         let sql = format!("SELECT {} FROM runs WHERE id = ?1", row::COLUMNS);
         let read = || -> rusqlite::Result<_> {
-            let Some(mut run) = self.db.query_row(&sql, params![id], row::run).optional()? else { return Ok(None) };
+            let Some(mut run) = self.db.query_row(&sql, params![id], row::run).optional()? else {
+                return Ok(None);
+            };
             self.figures(&mut run)?;
             let packed = "SELECT zlib FROM timelines WHERE run = ?1";
             let packed = self.db.query_row(packed, params![id], |row| row.get::<_, Vec<u8>>(0)).optional()?;
             Ok(Some((run, packed)))
         };
-        let Some((mut run, packed)) = read().map_err(|error| told(&self.path, error))? else { return Ok(None) };
+        let Some((mut run, packed)) = read().map_err(|error| told(&self.path, error))? else {
+            return Ok(None);
+        };
         run.timeline = packed.map(|packed| self.unpacked(id, &packed)).transpose()?;
         Ok(Some(run))
     }
@@ -174,7 +178,8 @@ impl Store {
     /// [`Error::Damaged`] and the like.
     pub fn series(&self) -> Result<Vec<Series>> {
         // SQLite takes the bare columns from the row with the maximum.
-        let sql = "SELECT name, host, experiment, engine, mode, headline, count(*), sum(complete), min(begun_ms),
+        let sql =
+            "SELECT name, host, experiment, engine, mode, headline, count(*), sum(complete), min(begun_ms),
                        max(begun_ms)
                    FROM runs JOIN series ON series.id = series_id GROUP BY series_id ORDER BY name";
         let read = || -> rusqlite::Result<Vec<Series>> {
@@ -247,7 +252,8 @@ impl Store {
     /// # Errors
     /// [`Error::Damaged`] and the like.
     pub fn series_since(&self, id: i64) -> Result<Vec<String>> {
-        let sql = "SELECT DISTINCT series.name FROM runs JOIN series ON series.id = series_id WHERE runs.id > ?1
+        let sql =
+            "SELECT DISTINCT series.name FROM runs JOIN series ON series.id = series_id WHERE runs.id > ?1
                    ORDER BY series.name";
         let read = || -> rusqlite::Result<Vec<String>> {
             self.db.prepare(sql)?.query_map(params![id], |row| row.get(0))?.collect()

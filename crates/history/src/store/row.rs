@@ -17,8 +17,21 @@ pub const INSERT: &str = "INSERT INTO runs (begun_ms, experiment, mode, engine, 
 
 /// Fields of a run that have a column, or a table, of their own.
 const FIELDS: [&str; 15] = [
-    "id", "begun_ms", "experiment", "mode", "engine", "version", "revision", "parameters", "headline", "figures",
-    "complete", "error", "command", "timeline", "machine",
+    "id",
+    "begun_ms",
+    "experiment",
+    "mode",
+    "engine",
+    "version",
+    "revision",
+    "parameters",
+    "headline",
+    "figures",
+    "complete",
+    "error",
+    "command",
+    "timeline",
+    "machine",
 ];
 /// Fields of a machine that have a column.
 const MACHINE: [&str; 8] =
@@ -49,7 +62,8 @@ impl<'a> Row<'a> {
             Ok(Value::Object(rest)) => rest,
             other => return Err(Error::Run { why: format!("it is no JSON object: {other:?}") }),
         };
-        let mut machine = rest.remove("machine").and_then(|machine| machine.as_object().cloned()).unwrap_or_default();
+        let mut machine =
+            rest.remove("machine").and_then(|machine| machine.as_object().cloned()).unwrap_or_default();
         FIELDS.iter().for_each(|name| drop(rest.remove(*name)));
         MACHINE.iter().for_each(|name| drop(machine.remove(*name)));
         rest.retain(|_, value| !value.is_null());
@@ -104,7 +118,8 @@ pub fn run(row: &rusqlite::Row<'_>) -> rusqlite::Result<Run> {
         Some(more) => parse(20, &more)?.as_object().cloned().unwrap_or_default(),
         None => Map::new(),
     };
-    let mut machine = run.remove("machine").and_then(|machine| machine.as_object().cloned()).unwrap_or_default();
+    let mut machine =
+        run.remove("machine").and_then(|machine| machine.as_object().cloned()).unwrap_or_default();
     let known = json!({
         "host": text(8)?, "kernel": text(9)?, "cpus": row.get::<_, i64>(10)?, "memory_bytes": row.get::<_, i64>(11)?,
         "filesystem": text(12)?, "mount_options": text(13)?, "cgroups": text(14)?, "load": row.get::<_, f64>(15)?,

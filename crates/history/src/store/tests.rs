@@ -72,7 +72,8 @@ fn what_is_appended_is_read_again() {
     assert_eq!((series[0].oldest_ms, series[0].newest_ms), (1000, 2000));
     drop(store);
     // The last one that closes it leaves one file.
-    let names: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["h.sqlite"]);
 }
 
@@ -85,7 +86,9 @@ fn filters() {
         store.append(&Run { engine: engine.into(), ..run(n * 100) }).unwrap();
     }
     store.append(&half(50)).unwrap();
-    let begun = |filter: Filter| -> Vec<i64> { store.list(&filter).unwrap().iter().map(|run| run.begun_ms).collect() };
+    let begun = |filter: Filter| -> Vec<i64> {
+        store.list(&filter).unwrap().iter().map(|run| run.begun_ms).collect()
+    };
     let all = Filter::default();
     assert_eq!(begun(all.clone()), [0, 50, 100, 200, 300, 400, 500]);
     assert_eq!(begun(Filter { engine: Some("podman".into()), ..all.clone() }), [100, 300, 500]);
@@ -94,7 +97,10 @@ fn filters() {
     assert_eq!(begun(Filter { complete: true, limit: Some(6), ..all.clone() }), [0, 100, 200, 300, 400, 500]);
     assert_eq!(begun(Filter { series: Some(run(0).series()), ..all.clone() }), [0, 50, 200, 400]);
     assert_eq!(begun(Filter { mode: Some("oci".into()), ..all.clone() }), [0; 0]);
-    assert_eq!(begun(Filter { kernel: Some("6.12.9".into()), experiment: Some("scale".into()), ..all }).len(), 7);
+    assert_eq!(
+        begun(Filter { kernel: Some("6.12.9".into()), experiment: Some("scale".into()), ..all }).len(),
+        7
+    );
     assert_eq!(store.series_since(6).unwrap(), [run(0).series()]);
     assert_eq!(store.prune(2).unwrap(), 3);
     let left: Vec<i64> = store.list(&Filter::default()).unwrap().iter().map(|run| run.begun_ms).collect();
@@ -170,7 +176,10 @@ fn where_others_could_interfere_is_no_place() {
     std::fs::write(&path, "").unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
     assert!(matches!(Store::open(&path), Err(Error::Place(Untrusted::Writable { .. }))));
-    assert!(matches!(Store::open(Path::new("/var/tmp/history-x")), Err(Error::Place(_))), "a sticky directory");
+    assert!(
+        matches!(Store::open(Path::new("/var/tmp/history-x")), Err(Error::Place(_))),
+        "a sticky directory"
+    );
     assert!(!Path::new("/var/tmp/history-x").exists());
     assert!(matches!(Store::open(Path::new("/")), Err(Error::NoFile { .. })));
 }
@@ -182,7 +191,10 @@ fn runs_that_are_out_of_bounds_are_refused() {
     let long = "x".repeat(5000);
     for (words, bad) in [
         ("no experiment", Run { experiment: String::new(), ..run(1) }),
-        ("kernel has 5000 bytes", Run { machine: Machine { kernel: long.clone(), ..Machine::default() }, ..run(1) }),
+        (
+            "kernel has 5000 bytes",
+            Run { machine: Machine { kernel: long.clone(), ..Machine::default() }, ..run(1) },
+        ),
         ("5000 bytes", Run { error: Some(long), ..run(1) }),
         ("waiting_ms is NaN", Run { figures: [("waiting_ms".into(), f64::NAN)].into(), ..run(1) }),
         ("lacks its headline", Run { headline: "other".into(), ..run(1) }),

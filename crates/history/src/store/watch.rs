@@ -27,7 +27,8 @@ impl Store {
             return Ok(Vec::new());
         }
         // Places in the series, among the runs that count, as the steps' are.
-        let ids: Vec<i64> = points.iter().filter(|point| steps::counts(point)).map(|point| point.id).collect();
+        let ids: Vec<i64> =
+            points.iter().filter(|point| steps::counts(point)).map(|point| point.id).collect();
         let is_known = |step: &Step| {
             reported.iter().any(|(run, ratio)| {
                 let place = ids.iter().position(|id| id == run);

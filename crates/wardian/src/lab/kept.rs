@@ -51,7 +51,9 @@ impl Args {
     pub fn open(&self) -> Result<Keeper> {
         let path = if self.no_history { None } else { self.place.path() };
         if path.is_some() && !self.place.is_named() && !rustix::process::geteuid().is_root() {
-            print::note("this run is not kept: the history is root's, and --history FILE names one of your own");
+            print::note(
+                "this run is not kept: the history is root's, and --history FILE names one of your own",
+            );
             return Ok(Keeper { path: None, failed: None });
         }
         if let Some(path) = &path {
@@ -112,4 +114,3 @@ pub fn existing(place: &Place) -> Result<Store> {
 pub fn open(place: &Place) -> Result<Store> {
     Ok(Store::open(&place.path().unwrap_or_else(|| PATH.into()))?)
 }
-

@@ -58,7 +58,8 @@ fn period(text: &str) -> Result<Duration, String> {
 /// Run it.
 pub fn run(args: Args, runtime: &tokio::runtime::Runtime, program: &Path) -> Result<ExitCode> {
     check(&args.experiment)?;
-    let path = args.place.path().context("WARDIAN_LAB_HISTORY is empty: name a history with --history FILE")?;
+    let path =
+        args.place.path().context("WARDIAN_LAB_HISTORY is empty: name a history with --history FILE")?;
     let store = Store::open(&path)?;
     let _lock = lock(store.path())?;
     let webhook = args.webhook.map(Webhook::new).transpose()?;
@@ -79,7 +80,9 @@ fn check(words: &[OsString]) -> Result<()> {
     let name = words.first().and_then(|word| word.to_str()).unwrap_or_default();
     if !EXPERIMENTS.contains(&name) {
         let all = EXPERIMENTS.join(", ");
-        return Err(exit::mistake(anyhow::anyhow!("{name:?} cannot be repeated: an experiment is one of {all}")));
+        return Err(exit::mistake(anyhow::anyhow!(
+            "{name:?} cannot be repeated: an experiment is one of {all}"
+        )));
     }
     let own = words.iter().take_while(|word| *word != "--");
     for word in own.filter_map(|word| word.to_str()) {
@@ -190,7 +193,8 @@ impl Watch<'_> {
         for series in self.store.series()?.into_iter().filter(|series| names.contains(&series.name)) {
             let newest = self.store.points(&series.name)?.pop();
             if let Some(point) = newest.filter(|point| point.complete) {
-                let value = point.value.map(|value| words::value(&series.headline, value)).unwrap_or_default();
+                let value =
+                    point.value.map(|value| words::value(&series.headline, value)).unwrap_or_default();
                 let what = words::short(&series.experiment, &series.mode);
                 print::line(&format!("{} run {} {what} {value}", words::minute(point.begun_ms), point.id))?;
             }

@@ -4,8 +4,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 use std::path::PathBuf;
 use std::time::SystemTime;
-use wardian_lab::teardown::options::{Again, Options, Order, Source, Target};
 use wardian_lab::runs;
+use wardian_lab::teardown::options::{Again, Options, Order, Source, Target};
 use wardian_lab::teardown::run_told;
 use wardian_lab::teardown::sysctl::Setting;
 

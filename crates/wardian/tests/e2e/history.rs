@@ -86,7 +86,10 @@ fn runs_are_kept_and_come_back() {
     let runs = place.runs();
     assert_eq!(runs.len(), 2, "{runs:#?}");
     for run in &runs {
-        assert_eq!((&run["experiment"], &run["mode"], &run["complete"]), (&json!("teardown"), &json!("volatile"), &json!(true)));
+        assert_eq!(
+            (&run["experiment"], &run["mode"], &run["complete"]),
+            (&json!("teardown"), &json!("volatile"), &json!(true))
+        );
         assert!(run["figures"]["unmount_max_ms"].as_f64().unwrap() > 0.0, "{run:#}");
         assert!(!run["machine"]["kernel"].as_str().unwrap().is_empty());
         assert_eq!(&run["command"].as_array().unwrap()[..3], ["wardian", "lab", "teardown"]);
@@ -97,7 +100,10 @@ fn runs_are_kept_and_come_back() {
     assert!(place.say(&["history", "show", "2"]).contains("unmount_max_ms"));
     assert!(place.say(&["history", "compare", "1", "2"]).contains("RUN 2"));
     let said = place.lab(&["history", "compare"]);
-    assert!(said.code == Some(1) && said.err.contains("no complete runs that differ in their kernel"), "{said:?}");
+    assert!(
+        said.code == Some(1) && said.err.contains("no complete runs that differ in their kernel"),
+        "{said:?}"
+    );
     assert!(place.say(&["history", "steps"]).contains("1 series not looked at"));
     let said = place.lab(&["history", "--mode", "nonsense"]);
     assert!(said.code == Some(1) && said.err.contains("|teardown|kernel|volatile|"), "{said:?}");
@@ -124,7 +130,9 @@ fn what_is_no_history_is_refused_before_the_experiment() {
     let good = std::fs::read(place.file()).unwrap();
     let mut newer = good.clone();
     newer[60..64].copy_from_slice(&99_u32.to_be_bytes());
-    for (bytes, words) in [(&b"a text that is no database at all"[..], "is damaged"), (&newer, "has version 99")] {
+    for (bytes, words) in
+        [(&b"a text that is no database at all"[..], "is damaged"), (&newer[..], "has version 99")]
+    {
         std::fs::write(place.file(), bytes).unwrap();
         for args in [place.experiment(&[]), vec!["history"], vec!["history", "import", "/dev/null"]] {
             let said = place.lab(&args);
@@ -191,7 +199,11 @@ fn a_step_is_told_with_what_changed() {
     let words = "on 1970-02-01, between run 31 and 32: kernel 6.12.9 → 6.12.12.";
     assert!(said.out.contains(words), "{said:?}");
     let found: Value = serde_json::from_str(&other.lab(&["history", "steps", "--json"]).out).unwrap();
-    assert_eq!((&found[0]["steps"][0]["run"], &found[0]["steps"][1]), (&json!(32), &Value::Null), "{found:#}");
+    assert_eq!(
+        (&found[0]["steps"][0]["run"], &found[0]["steps"][1]),
+        (&json!(32), &Value::Null),
+        "{found:#}"
+    );
     let compared = other.say(&["history", "compare", "6.12.9", "6.12.12"]);
     assert!(compared.contains("6.12.12 against 6.12.9: differs, 1.2"), "{compared}");
     let said = other.lab(&["history", "compare", "6.12.9", "6.12.12", "--until", "1970-02-04"]);
@@ -206,10 +218,8 @@ fn a_monitor_tells_a_new_step_once() {
     let begun = run["begun_ms"].as_i64().unwrap();
     // So far they took a hundredth.
     let value = run["figures"]["unmount_max_ms"].as_f64().unwrap() / 100.0;
-    let kernel: &'static str = "5.0";
-    let place = Place { base: place.base };
     std::fs::remove_file(place.file()).unwrap();
-    let said = place.import(&copies(&run, (0..60).map(|n| (begun - 1_000_000 + n, near(value, n), kernel))));
+    let said = place.import(&copies(&run, (0..60).map(|n| (begun - 1_000_000 + n, near(value, n), "5.0"))));
     assert_eq!(said.code, Some(0), "{said:?}");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -230,15 +240,23 @@ fn a_monitor_tells_a_new_step_once() {
         connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
         serde_json::from_slice::<Value>(&body).unwrap()
     });
-    let args = [&["run", "--every", "1s", "--count", "12", "--webhook", &url, "--"], &place.experiment(&[])[..]].concat();
+    let args =
+        [&["run", "--every", "1s", "--count", "12", "--webhook", &url, "--"], &place.experiment(&[])[..]]
+            .concat();
     let said = place.lab(&args);
     assert_eq!(said.code, Some(3), "{said:?}");
     assert_eq!(said.out.matches("The slowest unmount").count(), 1, "{said:?}");
     let told = told.join().unwrap();
     assert!(told["text"].as_str().unwrap().contains("rose to"), "{told:#}");
-    assert_eq!(told["series"], place.runs()[0]["machine"]["host"].as_str().map(|host| {
-        format!("{host}|teardown|kernel|volatile|fs={} mb=1 mounts=2", place.base.path().display())
-    }).unwrap());
+    assert_eq!(
+        told["series"],
+        place.runs()[0]["machine"]["host"]
+            .as_str()
+            .map(|host| {
+                format!("{host}|teardown|kernel|volatile|fs={} mb=1 mounts=2", place.base.path().display())
+            })
+            .unwrap()
+    );
     // The same step is not new again; nobody listens to the webhook any more, and nobody needs to.
     let once = [&["run", "--once", "--webhook", &url, "--"], &place.experiment(&[])[..]].concat();
     let said = place.lab(&once);

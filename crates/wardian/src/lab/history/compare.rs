@@ -98,7 +98,8 @@ fn two(store: &Store, before: i64, after: i64) -> Result<()> {
         let note = if run.complete { "" } else { " (failed)" };
         format!("RUN {}{note}", run.id)
     });
-    let names: std::collections::BTreeSet<&String> = before.figures.keys().chain(after.figures.keys()).collect();
+    let names: std::collections::BTreeSet<&String> =
+        before.figures.keys().chain(after.figures.keys()).collect();
     let cell = |run: &Run, name: &String| {
         run.figures.get(name).map_or_else(|| "-".to_owned(), |value| words::value(name, *value))
     };
@@ -128,7 +129,12 @@ fn groups(store: &Store, args: &Args) -> Result<()> {
         let mut names: Vec<&String> = groups.keys().collect();
         names.sort_by_key(|name| groups[*name].0);
         if !args.things.is_empty() {
-            names = args.things.iter().filter_map(|thing| groups.get_key_value(thing)).map(|(name, _)| name).collect();
+            names = args
+                .things
+                .iter()
+                .filter_map(|thing| groups.get_key_value(thing))
+                .map(|(name, _)| name)
+                .collect();
         }
         let [first, others @ ..] = &names[..] else { continue };
         let name = args.figure.as_ref().unwrap_or(&example.headline);
@@ -139,16 +145,24 @@ fn groups(store: &Store, args: &Args) -> Result<()> {
             match ratio(before, after, 1) {
                 Ok(found) if found.high / found.low > WIDEST => {
                     let (low, high) = (found.low, found.high);
-                    refused.push(format!("{title}: they scatter too much for a ratio ({low:.2} to {high:.2})"));
+                    refused
+                        .push(format!("{title}: they scatter too much for a ratio ({low:.2} to {high:.2})"));
                 }
                 Ok(found) => {
                     compared += 1;
-                    let verdict = if found.low <= 1.0 && found.high >= 1.0 { "no difference" } else { "differs" };
+                    let verdict =
+                        if found.low <= 1.0 && found.high >= 1.0 { "no difference" } else { "differs" };
                     let [old, new] = [before, after].map(|values| {
-                        format!("{} in {}", words::value(name, median(values)), print::count(values.len(), "run"))
+                        format!(
+                            "{} in {}",
+                            words::value(name, median(values)),
+                            print::count(values.len(), "run")
+                        )
                     });
                     let (value, low, high) = (found.value, found.low, found.high);
-                    let line = format!("{title}: {verdict}, {value:.2} × ({low:.2}–{high:.2}); {new} against {old}\n");
+                    let line = format!(
+                        "{title}: {verdict}, {value:.2} × ({low:.2}–{high:.2}); {new} against {old}\n"
+                    );
                     out += &print::wrapped(&line);
                 }
                 Err(few) => refused.push(format!("{title}: {few}")),

@@ -77,7 +77,8 @@ pub fn show(args: &Show) -> Result<()> {
         let _ = writeln!(out, "because: {error}");
     }
     let machine = &run.machine;
-    let parameters: Vec<String> = run.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let parameters: Vec<String> =
+        run.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let memory = print::bytes(machine.memory_bytes);
     let version = [Some(run.version.as_str()).filter(|version| !version.is_empty()), run.revision.as_deref()];
     let version = version.into_iter().flatten().collect::<Vec<_>>().join(" ");
@@ -86,7 +87,10 @@ pub fn show(args: &Show) -> Result<()> {
         ("engine", format!("{} {version}", run.engine)),
         ("kernel", machine.kernel.clone()),
         ("host", format!("{}: {} processors, {memory}, load {}", machine.host, machine.cpus, machine.load)),
-        ("file system", format!("{} ({}), cgroups {}", machine.filesystem, machine.mount_options, machine.cgroups)),
+        (
+            "file system",
+            format!("{} ({}), cgroups {}", machine.filesystem, machine.mount_options, machine.cgroups),
+        ),
         ("parameters", parameters.join(" ")),
         ("command", run.command.join(" ")),
         ("timeline", if run.timeline.is_some() { "yes (--json)" } else { "none" }.to_owned()),

@@ -54,7 +54,8 @@ impl Select {
 
     /// Whether a run that began then is meant.
     pub fn holds(&self, begun_ms: i64) -> bool {
-        self.since.is_none_or(|since| ms(since) <= begun_ms) && self.until.is_none_or(|until| begun_ms < ms(until))
+        self.since.is_none_or(|since| ms(since) <= begun_ms)
+            && self.until.is_none_or(|until| begun_ms < ms(until))
     }
 
     /// The runs that are meant, oldest first, of them the newest `limit`.

@@ -27,7 +27,11 @@ pub fn short(experiment: &str, mode: &str) -> String {
 /// A figure with its unit, which the name ends with.
 pub fn value(name: &str, value: f64) -> String {
     if name.ends_with("_ms") {
-        return if value.abs() >= 10_000.0 { format!("{:.2} s", value / 1e3) } else { format!("{value:.1} ms") };
+        return if value.abs() >= 10_000.0 {
+            format!("{:.2} s", value / 1e3)
+        } else {
+            format!("{value:.1} ms")
+        };
     }
     if name.ends_with("_bytes") {
         let sign = if value < 0.0 { "-" } else { "" };
@@ -71,7 +75,8 @@ pub fn step(series: &Series, step: &Step) -> String {
         .changed
         .iter()
         .map(|changed| {
-            let [from, to] = [&changed.from, &changed.to].map(|text| if text.is_empty() { "none" } else { text });
+            let [from, to] =
+                [&changed.from, &changed.to].map(|text| if text.is_empty() { "none" } else { text });
             let at = if changed.run == step.run { String::new() } else { format!(" (run {})", changed.run) };
             format!("{} {from} → {to}{at}", changed.what.replace('_', " "))
         })
@@ -144,12 +149,19 @@ mod tests {
         );
         assert!(details(&series(), &found).contains("confidence 99.99 %"));
         found.ratio = Estimate { value: 0.8, low: 0.77, high: 0.83 };
-        found.changed = vec![Changed { what: "mount_options".into(), from: String::new(), to: "rw".into(), run: 33 }];
+        found.changed =
+            vec![Changed { what: "mount_options".into(), from: String::new(), to: "rw".into(), run: 33 }];
         let said = step(&series(), &found);
-        assert!(said.contains("fell by 20 % (17–23 %)") && said.contains("mount options none → rw (run 33)"), "{said}");
+        assert!(
+            said.contains("fell by 20 % (17–23 %)") && said.contains("mount options none → rw (run 33)"),
+            "{said}"
+        );
         (found.ratio.value, found.gradual, found.changed) = (3.0, true, Vec::new());
         let said = step(&series(), &found);
-        assert!(said.contains("rose to 3.0 times") && said.contains("nothing else that the history knows"), "{said}");
+        assert!(
+            said.contains("rose to 3.0 times") && said.contains("nothing else that the history knows"),
+            "{said}"
+        );
     }
 
     #[test]
