@@ -1,7 +1,7 @@
 // The graph of runs over time. Dots and lines are drawn on a canvas, because there may be ten thousand; what can be focused,
 // the steps, are buttons above it.
 
-import { element, figure, moment, duration } from './words.js';
+import { element, figure, moment } from './words.js';
 import { times, linear, logarithmic, lower } from './scale.js';
 
 /** Lines differ in colour, in dash and in the shape of their dots. */
@@ -102,7 +102,7 @@ export class Graph {
       : (value) => value / most;
     this.y = (value) => bottom - Math.min(1, Math.max(0, share(value))) * (bottom - top);
     this.ticks = {
-      x: times(from, to, Math.max(2, Math.floor((right - left) / 96))),
+      x: times(from, to, Math.max(2, Math.floor((right - left) / 84))),
       y: this.log ? logarithmic(least, most) : linear(most, Math.max(2, Math.floor((bottom - top) / 56))),
     };
     this.most = most;
@@ -120,6 +120,9 @@ export class Graph {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.base.width, this.base.height);
     const { left, right, top, bottom } = this.edge;
+    this.flags.replaceChildren();
+    // Axes of nothing would say something.
+    if (!this.lines.some((line) => line.at.length > 0)) return;
     context.font = `12px ${getComputedStyle(this.root).fontFamily}`;
     context.lineWidth = 1;
     context.strokeStyle = this.color('--grid');
@@ -131,7 +134,7 @@ export class Graph {
       const y = Math.round(this.y(tick)) + 0.5;
       context.moveTo(left, y);
       context.lineTo(right, y);
-      context.fillText(tick === 0 ? '0' : figure(this.unit, tick), left - 8, y);
+      context.fillText(tick === 0 ? '0' : figure(this.unit, tick).replace(/(\.\d*?)0+ /, '$1 ').replace('. ', ' '), left - 8, y);
     }
     context.stroke();
     context.textBaseline = 'top';
@@ -398,5 +401,3 @@ export function described(step, unit) {
     what: step.changed.map(({ what, from, to }) => `${what} ${from} → ${to}`),
   };
 }
-
-export { duration };

@@ -13,7 +13,7 @@ const VERBS = {
   create: 'created', destroy: 'destroyed', stop: 'stopped', pause: 'paused', unpause: 'goes on', oom: 'out of memory',
   broken: 'broken', 'process-start': 'started', 'process-exit': 'ended', lost: 'events lost', forgotten: 'earlier events forgotten',
 };
-const percent = (value) => `${value.toFixed(value < 10 ? 1 : 0)} %`;
+const percent = (value) => `${value < 0.05 ? 0 : value.toFixed(value < 10 ? 1 : 0)} %`;
 
 export class Live {
   constructor(state) {
@@ -22,9 +22,9 @@ export class Live {
     this.sparks = {
       dirty: new Spark('Dirty', { format: bytes, hint: 'Dirty of /proc/meminfo: data that waits for the flusher', most: 1e6 }),
       writeback: new Spark('Writeback', { format: bytes, hint: 'Writeback of /proc/meminfo: data that is being written', most: 1e6 }),
-      io: new Spark('Waits for disk', { format: percent, hint: 'Share of time in which some task waited for a disk (/proc/pressure/io)', most: 5, color: '--warn' }),
-      memory: new Spark('Waits for memory', { format: percent, hint: '/proc/pressure/memory', most: 5, color: '--warn' }),
-      cpu: new Spark('Waits for CPU', { format: percent, hint: '/proc/pressure/cpu', most: 5, color: '--warn' }),
+      io: new Spark('PSI io', { format: percent, hint: 'Share of time in which some task waited for a disk (/proc/pressure/io)', most: 5, color: '--warn' }),
+      memory: new Spark('PSI memory', { format: percent, hint: 'Share of time in which some task waited for memory (/proc/pressure/memory)', most: 5, color: '--warn' }),
+      cpu: new Spark('PSI cpu', { format: percent, hint: 'Share of time in which some task waited for a processor (/proc/pressure/cpu)', most: 5, color: '--warn' }),
       containers: new Spark('Containers', { format: String, hint: 'Containers of this server', most: 4, color: '--line-3' }),
     };
     find('strip').append(...Object.values(this.sparks).map((spark) => spark.root));

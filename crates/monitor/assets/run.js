@@ -6,41 +6,19 @@ import { element, figure, title, moment, duration, bytes } from './words.js';
 const WAITS = 100;
 
 /**
- * Shows a picture that the server has drawn. Its style sheet is adopted by a shadow root, where it is allowed and concerns
- * nothing else; whatever could run or fetch something is left out.
+ * Makes a node of a picture that the server has drawn. It is text that may contain names of containers: whatever could run or
+ * fetch something is left out, though the pictures have nothing of the kind and the policy forbids it.
  */
 export function picture(text) {
-  const parsed = new DOMParser().parseFromString(text, 'image/svg+xml');
-  const svg = parsed.documentElement;
+  const svg = new DOMParser().parseFromString(text, 'image/svg+xml').documentElement;
   if (svg.localName !== 'svg') throw new Error('the picture is no SVG');
-  const sheet = new CSSStyleSheet();
-  let rules = ':host{display:block;overflow-x:auto} svg{display:block;max-width:100%;height:auto}';
-  for (const style of svg.querySelectorAll('style')) {
-    rules += style.textContent;
-    style.remove();
-  }
-  sheet.replaceSync(rules);
-  for (const node of svg.querySelectorAll('script, foreignObject, iframe, image, use, a')) node.remove();
+  for (const node of svg.querySelectorAll('script, style, foreignObject, iframe, image, use, a')) node.remove();
   for (const node of [svg, ...svg.querySelectorAll('*')]) {
-    for (const attribute of [...node.attributes]) {
-      const { name, value } = attribute;
-      if (name.startsWith('on') || name.endsWith('href')) node.removeAttribute(name);
-      else if (name === 'style') {
-        node.removeAttribute('style');
-        node.dataset.style = value;
-      }
+    for (const { name } of [...node.attributes]) {
+      if (name.startsWith('on') || name.endsWith('href') || name === 'style') node.removeAttribute(name);
     }
   }
-  const host = element('div', { class: 'picture' });
-  const root = host.attachShadow({ mode: 'open' });
-  root.adoptedStyleSheets = [sheet];
-  root.append(document.importNode(svg, true));
-  // A declaration that is set by a script is allowed by the policy, as an attribute it is not.
-  for (const node of root.querySelectorAll('[data-style]')) {
-    node.style.cssText = node.dataset.style;
-    delete node.dataset.style;
-  }
-  return host;
+  return document.importNode(svg, true);
 }
 
 const fact = (name, value) => (value ? [element('dt', {}, name), element('dd', {}, value)] : []);
@@ -90,6 +68,11 @@ export class RunView {
     });
   }
 
+  /** The width of a picture: that of the page, less what is around it. */
+  width() {
+    return Math.max(280, Math.floor(this.root.parentElement.clientWidth - 32));
+  }
+
   hide() {
     this.asked = null;
     this.root.hidden = true;
@@ -101,7 +84,7 @@ export class RunView {
     this.asked = id;
     let told;
     try {
-      const answer = await fetch(`run?id=${encodeURIComponent(id)}`);
+      const answer = await fetch(`run?id=${encodeURIComponent(id)}&width=${this.width()}`);
       told = await answer.json();
       if (answer.status === 404) throw new Error(`there is no run ${id}`);
       if (!answer.ok) throw new Error(told.error);
@@ -146,8 +129,7 @@ export class RunView {
     if (text) {
       try {
         drawn = picture(text);
-        drawn.setAttribute('role', 'img');
-        drawn.setAttribute('aria-label', `Timeline of ${rows} rows, with Dirty and Writeback of the host below`);
+        if (!drawn.hasAttribute('aria-label')) drawn.setAttribute('aria-label', `Timeline of ${rows} rows`);
       } catch (error) {
         drawn = element('p', { class: 'empty' }, `The timeline cannot be shown: ${error.message}`);
       }

@@ -45,7 +45,8 @@ export function linear(most, count) {
 export function logarithmic(least, most) {
   const ticks = [];
   const first = Math.floor(Math.log10(least));
-  const factors = Math.log10(most / least) > 3 ? [1] : Math.log10(most / least) > 1.2 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
+  const decades = Math.log10(most / least);
+  const factors = decades > 3 ? [1] : decades > 0.8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
   for (let power = first; power <= Math.ceil(Math.log10(most)); power += 1) {
     for (const factor of factors) {
       const at = Number((factor * 10 ** power).toPrecision(12));

@@ -8,22 +8,22 @@ const SYMBOLS = { running: '●', idle: '○', creating: '◔', destroying: '◕
 
 const number = (value) => value ?? -1;
 const part = (used, limit) => (limit > 0 ? Math.min(1, used / limit) : null);
-const limited = (text, limit) => (limit > 0 ? `${text} / ${bytes(limit)}` : text);
+const limited = (used, limit) => (limit > 0 ? `${bytes(used)} / ${bytes(limit)}` : bytes(used));
 const rate = (value) => (value === null || value === undefined ? '–' : value === 0 ? '0' : bytes(value));
-const percent = (value) => (value === null || value === undefined ? '–' : value === 0 ? '0' : `${value.toFixed(value < 10 ? 1 : 0)} %`);
+const percent = (value) => (value === null || value === undefined ? '–' : value < 0.05 ? '0' : `${value.toFixed(value < 10 ? 1 : 0)} %`);
 
 /** The columns: `by` is what they are sorted by, `low` of less importance: it is hidden on narrow screens first. */
 const COLUMNS = [
   { key: 'handle', name: 'Handle', by: (row) => row.handle, text: (row) => row.handle },
   { key: 'state', name: 'State', by: (row) => row.state, text: (row) => `${SYMBOLS[row.state] ?? '·'} ${row.state}` },
   { key: 'for', name: 'For', number: true, by: (row, now) => (row.since_ms ? now - row.since_ms : -1), text: (row, now) => (row.since_ms ? age(now - row.since_ms) : '–'), low: 2 },
-  { key: 'memory', name: 'Memory', number: true, by: (row) => row.memory, text: (row) => limited(bytes(row.memory), row.memory_limit), part: (row) => part(row.memory, row.memory_limit) },
+  { key: 'memory', name: 'Memory', number: true, by: (row) => row.memory, text: (row) => limited(row.memory, row.memory_limit), part: (row) => part(row.memory, row.memory_limit) },
   { key: 'dirty', name: 'Dirty', hint: 'Written by it, not on the disk yet', number: true, by: (row) => number(row.dirty) + number(row.writeback), text: (row) => bytes(row.dirty) },
   { key: 'cpu', name: 'CPU', hint: 'Percent of one processor', number: true, by: (row) => number(row.cpu), text: (row) => percent(row.cpu) },
-  { key: 'stall', name: 'Waits', hint: 'Share of time in which it waited for a disk (pressure stall information)', number: true, by: (row) => number(row.pressure.io), text: (row) => percent(row.pressure.io), low: 3 },
+  { key: 'stall', name: 'PSI io', hint: 'Share of time in which some of its tasks waited for a disk (pressure stall information, cgroup v2)', number: true, by: (row) => number(row.pressure.io), text: (row) => percent(row.pressure.io), low: 3 },
   { key: 'rx', name: '↓ /s', hint: 'Received per second', number: true, by: (row) => number(row.rx), text: (row) => rate(row.rx), low: 2 },
   { key: 'tx', name: '↑ /s', hint: 'Sent per second', number: true, by: (row) => number(row.tx), text: (row) => rate(row.tx), low: 2 },
-  { key: 'disk', name: 'Disk', hint: 'What it wrote', number: true, by: (row) => row.disk, text: (row) => limited(bytes(row.disk), row.disk_limit), part: (row) => part(row.disk, row.disk_limit), low: 1 },
+  { key: 'disk', name: 'Disk', hint: 'What it wrote', number: true, by: (row) => row.disk, text: (row) => limited(row.disk, row.disk_limit), part: (row) => part(row.disk, row.disk_limit), low: 1 },
   { key: 'pids', name: 'Pids', hint: 'Processes and threads', number: true, by: (row) => row.pids, text: (row) => (row.pids_limit > 0 ? `${row.pids} / ${row.pids_limit}` : String(row.pids)), part: (row) => part(row.pids, row.pids_limit), low: 3 },
   { key: 'image', name: 'Image', by: (row) => row.image, text: (row) => row.image, low: 4 },
   { key: 'command', name: 'Command', by: (row) => row.command, text: (row) => row.command, low: 5 },
@@ -118,7 +118,7 @@ export class Table {
     while (this.pool.length < count) {
       const line = element('tr', {}, ...COLUMNS.map((column) => element('td', {
         class: column.number ? 'number' : '', data: { low: column.low ?? 0, key: column.key },
-      }, element('span', {}), column.part ? element('i', { class: 'meter' }) : null)));
+      }, element('span', {}), column.part ? element('i', { class: 'meter' }, element('b')) : null)));
       this.pool.push(line);
       this.below.before(line);
     }
@@ -149,7 +149,7 @@ export class Table {
       meter.hidden = share === null;
       if (share === null) return;
       const width = `${(share * 100).toFixed(1)}%`;
-      if (meter.style.width !== width) meter.style.width = width;
+      if (meter.firstChild.style.width !== width) meter.firstChild.style.width = width;
       meter.classList.toggle('full', share >= 0.9);
     });
   }

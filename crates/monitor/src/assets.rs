@@ -43,7 +43,8 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         "live.js": SCRIPT,
     );
     let asset = |(name, kind, content)| Asset { name, kind, content, tag: tag(content) };
-    files.into_iter().map(asset).collect()
+    let pictures = ("pictures.css", "text/css; charset=utf-8", wardian_pictures::css().as_bytes());
+    files.into_iter().chain([pictures]).map(asset).collect()
 });
 
 /// Returns the file of this name; the empty name is that of the page.

@@ -1,7 +1,7 @@
 //! The HTTP/1.1 server of the page.
 //!
 //! A client costs a task and a few kilobytes. One that is slow to ask, or to take what it asked for, is cut off; above
-//! [`CLIENTS`] connections a new one is told so at once and closed.
+//! [`Limits::clients`] connections a new one is told so at once and closed.
 
 use crate::guard::Hosts;
 use crate::page::Page;
@@ -19,12 +19,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// The most clients at a time.
-pub const CLIENTS: usize = 1000;
-/// How long a client may take to send the head of a request, or be idle between two.
-const HEAD: Duration = Duration::from_secs(10);
-/// How long a client may take nothing of what it is sent.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// What clients may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The most of them at a time.
+    pub clients: usize,
+    /// How long one may take to send the head of a request, or be idle between two.
+    pub head: Duration,
+    /// How long one may take nothing of what it is sent.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { clients: 1000, head: Duration::from_secs(10), patience: Duration::from_secs(10) }
+    }
+}
+
 /// The most bytes of the head of a request, which is also the buffer of a connection.
 const BUFFER: usize = 16 << 10;
 /// How many clients at a time are told that there is no place, …
@@ -38,8 +49,14 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconn
     content-type: text/plain; charset=utf-8\r\ncontent-length: 25\r\n\r\nthe monitor has no place\n";
 
 /// Serves the page until `stop` is ready. All connections end with it.
-pub async fn serve(listener: TcpListener, page: Arc<Page>, hosts: Hosts, stop: impl Future<Output = ()>) {
-    let (places, hosts) = (Arc::new(Semaphore::new(CLIENTS)), Arc::new(hosts));
+pub async fn serve(
+    listener: TcpListener,
+    page: Arc<Page>,
+    hosts: Hosts,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) {
+    let (places, hosts) = (Arc::new(Semaphore::new(limits.clients)), Arc::new(hosts));
     let mut clients = JoinSet::new();
     let accept = async {
         loop {
@@ -57,14 +74,14 @@ pub async fn serve(listener: TcpListener, page: Arc<Page>, hosts: Hosts, stop: i
                     let (page, hosts) = (page.clone(), hosts.clone());
                     clients.spawn(async move {
                         let _place = place;
-                        if let Err(error) = answer(stream, page, &hosts).await {
+                        if let Err(error) = answer(stream, page, &hosts, limits).await {
                             tracing::debug!(%error, "monitor.client");
                         }
                     });
                 }
                 Err(_) => {
                     // Above this number they are closed without a word.
-                    if clients.len() < CLIENTS + REFUSED {
+                    if clients.len() < limits.clients + REFUSED {
                         clients.spawn(refuse(stream));
                     }
                 }
@@ -74,16 +91,21 @@ pub async fn serve(listener: TcpListener, page: Arc<Page>, hosts: Hosts, stop: i
     tokio::select! { () = accept => {}, () = page.run() => {}, () = stop => {} }
 }
 
-async fn answer(stream: TcpStream, page: Arc<Page>, hosts: &Hosts) -> Result<(), hyper::Error> {
+async fn answer(
+    stream: TcpStream,
+    page: Arc<Page>,
+    hosts: &Hosts,
+    limits: Limits,
+) -> Result<(), hyper::Error> {
     let _ = stream.set_nodelay(true);
-    let stream = TokioIo::new(Patient::new(stream, PATIENCE));
+    let stream = TokioIo::new(Patient::new(stream, limits.patience));
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         let page = page.clone();
         async move { Ok::<_, Infallible>(page.answer(&request.into_parts().0, hosts).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(limits.head)
         .max_buf_size(BUFFER)
         .serve_connection(stream, service)
         .await

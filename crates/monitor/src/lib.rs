@@ -16,6 +16,6 @@ mod patient;
 pub mod runs;
 
 pub use guard::{Hosts, is_public};
-pub use http::{CLIENTS, serve};
+pub use http::{Limits, serve};
 pub use page::Page;
 pub use runs::Runs;

@@ -31,6 +31,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const READERS: usize = 4;
 /// How often the history is looked at for new runs, while somebody listens.
 const LOOK: Duration = Duration::from_secs(2);
+/// The width of a picture in px, if the page does not say how wide it is.
+const WIDTH: u32 = 960;
 /// The longest query.
 const QUERY: usize = 4096;
 
@@ -242,7 +244,8 @@ impl Page {
             }
             Some(Route::Run) => {
                 let Some(id) = field(query, "id").and_then(|id| id.parse().ok()) else { return unknown() };
-                self.read(move |runs| runs.run(id).map(|run| run.map(described))).await
+                let width = field(query, "width").and_then(|width| width.parse().ok()).unwrap_or(WIDTH);
+                self.read(move |runs| runs.run(id).map(|run| run.map(|run| described(run, width)))).await
             }
         };
         match known {
@@ -267,10 +270,11 @@ fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// Writes a run with the picture of its timeline.
-fn described(mut run: wardian_history::Run) -> Vec<u8> {
+/// Writes a run with the picture of its timeline, so many px wide.
+fn described(mut run: wardian_history::Run, width: u32) -> Vec<u8> {
     let timeline = run.timeline.take();
-    let picture = timeline.as_ref().map(wardian_pictures::timeline);
+    let look = wardian_pictures::Look::new(width).inline();
+    let picture = timeline.as_ref().map(|timeline| wardian_pictures::timeline(timeline, &look));
     let rows = timeline.as_ref().map_or(0, |timeline| timeline.rows.len());
     let waits = timeline.map(|timeline| timeline.waits).unwrap_or_default();
     to_json(&json!({ "run": run, "series": run.series(), "rows": rows, "waits": waits, "picture": picture }))

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use wardian_garden::Address;
 use wardian_monitor::live::Garden;
 use wardian_monitor::runs::{Lines, Runs};
-use wardian_monitor::{CLIENTS, Hosts, Page, is_public, serve};
+use wardian_monitor::{Hosts, Limits, Page, is_public, serve};
 
 /// Descriptors beside those of the clients: of the program itself, of its connections to the server, and of the history.
 const FILES: u64 = 64;
@@ -60,9 +60,9 @@ fn is_here(address: &Address) -> bool {
 }
 
 /// Lets this process open as many descriptors as clients may need, as far as its hard limit allows.
-fn make_room() {
+fn make_room(clients: usize) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = CLIENTS as u64 + FILES;
+    let wanted = clients as u64 + FILES;
     if current.is_some_and(|current| current < wanted) {
         let current = maximum.map_or(Some(wanted), |maximum| Some(maximum.min(wanted)));
         if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current, maximum }) {
@@ -80,7 +80,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
              tunnel (ssh -L 8080:localhost:8080), or allow it with --insecure-listen"
         );
     }
-    make_room();
+    let limits = Limits::default();
+    make_room(limits.clients);
     let runs: Arc<dyn Runs> = Arc::new(Lines::of_file(&runs));
     // A damaged file is told now, and not first on the page.
     runs.version()?;
@@ -98,7 +99,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         let page = Page::new(runs, live);
-        let ended = signals.until(serve(listener, page, Hosts::new(address, &hosts), std::future::pending())).await;
+        let hosts = Hosts::new(address, &hosts);
+        let ended = signals.until(serve(listener, page, hosts, limits, std::future::pending())).await;
         Ok(ended.map_or_else(|number| End::Left(number).code(), |()| ExitCode::SUCCESS))
     })
 }
