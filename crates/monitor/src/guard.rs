@@ -33,7 +33,7 @@ impl Hosts {
         Self { names: names.to_vec(), address: address.ip(), port: address.port() }
     }
 
-    /// Whether this is one of them, with the port. Browsers leave port 80 out.
+    /// Whether this is one of them, with the port. Browsers leave port 80 out, and with TLS 443.
     fn know(&self, host: &str) -> bool {
         let (name, port) = match host.strip_prefix('[') {
             Some(rest) => {
@@ -49,7 +49,11 @@ impl Hosts {
                 None => (host, None),
             },
         };
-        if port.map_or(Ok(80), str::parse) != Ok(self.port) {
+        let is_ours = match port {
+            Some(port) => port.parse() == Ok(self.port),
+            None => matches!(self.port, 80 | 443),
+        };
+        if !is_ours {
             return false;
         }
         if let Ok(address) = name.parse::<IpAddr>() {
@@ -64,15 +68,15 @@ impl Hosts {
     }
 }
 
-/// Returns why a request is refused before it is looked at further. `is_page`: it asks for the page itself, which a link
+/// Returns why a request is refused before it is looked at further. Without `hosts` any host may be named. `is_page`: it asks for the page itself, which a link
 /// elsewhere may lead to; what the page then asks for comes from the page.
-pub(crate) fn refusal(headers: &HeaderMap, uri: &Uri, hosts: &Hosts, is_page: bool) -> Option<Refusal> {
+pub(crate) fn refusal(headers: &HeaderMap, uri: &Uri, hosts: Option<&Hosts>, is_page: bool) -> Option<Refusal> {
     let mut named = headers.get_all(HOST).iter();
     let (Some(host), None) = (named.next(), named.next()) else {
         return Some((StatusCode::BAD_REQUEST, "a request names exactly one host"));
     };
     let host = host.to_str().unwrap_or_default();
-    if !hosts.know(host) || uri.authority().is_some_and(|authority| authority.as_str() != host) {
+    if hosts.is_some_and(|hosts| !hosts.know(host)) || uri.authority().is_some_and(|authority| authority.as_str() != host) {
         return Some((
             StatusCode::MISDIRECTED_REQUEST,
             "the monitor does not know the host that the request names: use its address, or start it with --host NAME",
@@ -140,7 +144,7 @@ mod tests {
             for (name, value) in headers {
                 map.append(*name, value.parse().unwrap());
             }
-            refusal(&map, &Uri::from_static("/monitor/"), &hosts, is_page).map(|(status, _)| status.as_u16())
+            refusal(&map, &Uri::from_static("/monitor/"), Some(&hosts), is_page).map(|(status, _)| status.as_u16())
         };
         assert_eq!(told(false, &[]), None);
         assert_eq!(told(false, &[("origin", "http://127.0.0.1:8080"), ("sec-fetch-site", "same-origin")]), None);

@@ -101,7 +101,7 @@ async fn answer(
     let stream = TokioIo::new(Patient::new(stream, limits.patience));
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         let page = page.clone();
-        async move { Ok::<_, Infallible>(page.answer(&request.into_parts().0, hosts).await) }
+        async move { Ok::<_, Infallible>(page.answer(&request.into_parts().0, Some(hosts)).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())

@@ -17,5 +17,5 @@ pub mod runs;
 
 pub use guard::{Hosts, is_public};
 pub use http::{Limits, serve};
-pub use page::Page;
+pub use page::{Body, Page};
 pub use runs::Runs;

@@ -4,9 +4,11 @@
 
 mod garden;
 mod host;
+mod nowhere;
 mod usage;
 
 pub use garden::Garden;
+pub use nowhere::Nowhere;
 
 use serde::Serialize;
 use std::future::Future;

@@ -50,10 +50,28 @@ impl std::fmt::Debug for Page {
     }
 }
 
-/// The body of an answer.
-pub(crate) enum Body {
+/// The body of an answer: a whole, or messages without an end.
+pub struct Body(Kind);
+
+enum Kind {
     Whole(Bytes),
     Events(Next),
+}
+
+impl Body {
+    /// Returns the whole body; `None`: it is a stream of events.
+    pub fn known(&self) -> Option<Bytes> {
+        match &self.0 {
+            Kind::Whole(bytes) => Some(bytes.clone()),
+            Kind::Events(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.debug_tuple("Body").field(&self.known().map(|bytes| bytes.len())).finish()
+    }
 }
 
 /// The next message of a listener, who comes back with it.
@@ -74,12 +92,12 @@ impl hyper::body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match &mut *self {
-            Self::Whole(bytes) => {
+        match &mut self.0 {
+            Kind::Whole(bytes) => {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Self::Events(coming) => {
+            Kind::Events(coming) => {
                 let (listener, message) = ready!(coming.as_mut().poll(cx));
                 *coming = next(listener);
                 Poll::Ready(message.map(|message| Ok(Frame::data(message))))
@@ -88,13 +106,13 @@ impl hyper::body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(bytes) if bytes.is_empty())
+        matches!(&self.0, Kind::Whole(bytes) if bytes.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Events(_) => SizeHint::default(),
+        match &self.0 {
+            Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Events(_) => SizeHint::default(),
         }
     }
 }
@@ -134,7 +152,7 @@ fn field(query: Option<&str>, name: &str) -> Option<String> {
 }
 
 fn plain(status: StatusCode, kind: &'static str, content: Bytes) -> Answer {
-    let mut answer = Response::new(Body::Whole(content));
+    let mut answer = Response::new(Body(Kind::Whole(content)));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     for (name, value) in [
@@ -180,7 +198,7 @@ impl Page {
     }
 
     /// Does what listeners wait for: looks at what is live, and for new runs. It does not return.
-    pub(crate) async fn run(&self) {
+    pub async fn run(&self) {
         tokio::join!(self.hub.run(&*self.live), self.look_for_runs());
     }
 
@@ -209,8 +227,9 @@ impl Page {
         read.map_err(|error| Error(format!("the history was not read: {error}")))?
     }
 
-    /// Answers a request. Its body, if there is one, is not read.
-    pub(crate) async fn answer(&self, parts: &Parts, hosts: &Hosts) -> Answer {
+    /// Answers a request. Its body, if there is one, is not read. Without `hosts` a request may name any host: its client is no
+    /// browser.
+    pub async fn answer(&self, parts: &Parts, hosts: Option<&Hosts>) -> Answer {
         let route = route(parts.uri.path());
         let is_page = matches!(route, Some(Route::Elsewhere | Route::Asset("")));
         if let Some((status, text)) = guard::refusal(&parts.headers, &parts.uri, hosts, is_page) {
@@ -259,7 +278,7 @@ impl Page {
         let mut answer = plain(StatusCode::OK, "text/event-stream", Bytes::new());
         answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if parts.method == Method::GET {
-            *answer.body_mut() = Body::Events(next(self.hub.listen()));
+            *answer.body_mut() = Body(Kind::Events(next(self.hub.listen())));
         }
         answer
     }

@@ -8,11 +8,11 @@ use clap::Args as ClapArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use wardian_garden::Address;
-use wardian_monitor::live::Garden;
+use wardian_garden::{Address, Client};
+use wardian_monitor::live::{Garden, Nowhere};
 use wardian_monitor::runs::{Lines, Runs};
 use wardian_monitor::{Hosts, Limits, Page, is_public, serve};
 
@@ -69,6 +69,17 @@ fn make_room(clients: usize) {
             tracing::debug!(%error, "monitor.room");
         }
     }
+}
+
+/// Returns the page of a server that listens on this unix socket, for its own `/monitor`.
+pub fn of_server(socket: Option<&Path>) -> Result<Arc<Page>> {
+    let runs = Arc::new(Lines::default());
+    let Some(socket) = socket else {
+        return Ok(Page::new(runs, Nowhere("it has no unix socket, by which its monitor would ask it")));
+    };
+    let address = Address::Unix(socket.to_owned()).to_string();
+    let client = Client::new(&address).context("speak to the own socket")?;
+    Ok(Page::new(runs, Garden::new(client, address, true)))
 }
 
 /// Serves the page, until Ctrl-C.

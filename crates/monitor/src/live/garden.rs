@@ -16,7 +16,7 @@ use wardian_garden::{Client, Error};
 /// The time from one look to the next, …
 const PERIOD: Duration = Duration::from_secs(1);
 /// … and the least, if something happens meanwhile.
-const LEAST: Duration = Duration::from_millis(250);
+const LEAST: Duration = Duration::from_millis(500);
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the server is asked for what changes seldom: its version, its store.

@@ -34,7 +34,7 @@ async fn ask(page: &Page, method: &str, path: &str, headers: &[(&str, &str)]) ->
         request = request.header(*name, *value);
     }
     let parts = request.body(()).unwrap().into_parts().0;
-    let answer = page.answer(&parts, &Hosts::new("127.0.0.1:8080".parse().unwrap(), &[])).await;
+    let answer = page.answer(&parts, Some(&Hosts::new("127.0.0.1:8080".parse().unwrap(), &[]))).await;
     (answer.status().as_u16(), answer)
 }
 
