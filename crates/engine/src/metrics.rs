@@ -103,7 +103,13 @@ impl Engine {
             let metrics = self.read_metrics(&container.handle, &mut None).ok()?;
             let limits = self.limits(&container.handle).ok()?;
             let stalls = container.files(&self.shared).stalls();
-            Some(Usage { handle: container.handle.clone(), id: container.id.clone(), metrics, limits, stalls })
+            Some(Usage {
+                handle: container.handle.clone(),
+                id: container.id.clone(),
+                metrics,
+                limits,
+                stalls,
+            })
         })
     }
 

@@ -70,13 +70,20 @@ impl Hosts {
 
 /// Returns why a request is refused before it is looked at further. Without `hosts` any host may be named. `is_page`: it asks for the page itself, which a link
 /// elsewhere may lead to; what the page then asks for comes from the page.
-pub(crate) fn refusal(headers: &HeaderMap, uri: &Uri, hosts: Option<&Hosts>, is_page: bool) -> Option<Refusal> {
+pub(crate) fn refusal(
+    headers: &HeaderMap,
+    uri: &Uri,
+    hosts: Option<&Hosts>,
+    is_page: bool,
+) -> Option<Refusal> {
     let mut named = headers.get_all(HOST).iter();
     let (Some(host), None) = (named.next(), named.next()) else {
         return Some((StatusCode::BAD_REQUEST, "a request names exactly one host"));
     };
     let host = host.to_str().unwrap_or_default();
-    if hosts.is_some_and(|hosts| !hosts.know(host)) || uri.authority().is_some_and(|authority| authority.as_str() != host) {
+    if hosts.is_some_and(|hosts| !hosts.know(host))
+        || uri.authority().is_some_and(|authority| authority.as_str() != host)
+    {
         return Some((
             StatusCode::MISDIRECTED_REQUEST,
             "the monitor does not know the host that the request names: use its address, or start it with --host NAME",
@@ -110,8 +117,7 @@ mod tests {
     #[test]
     fn a_name_that_was_rebound_is_not_ours() {
         let local = hosts("127.0.0.1:8080");
-        for good in
-            ["127.0.0.1:8080", "localhost:8080", "LOCALHOST.:8080", "[::1]:8080", "wall.example:8080"]
+        for good in ["127.0.0.1:8080", "localhost:8080", "LOCALHOST.:8080", "[::1]:8080", "wall.example:8080"]
         {
             assert!(local.know(good), "{good}");
         }
@@ -144,11 +150,17 @@ mod tests {
             for (name, value) in headers {
                 map.append(*name, value.parse().unwrap());
             }
-            refusal(&map, &Uri::from_static("/monitor/"), Some(&hosts), is_page).map(|(status, _)| status.as_u16())
+            refusal(&map, &Uri::from_static("/monitor/"), Some(&hosts), is_page)
+                .map(|(status, _)| status.as_u16())
         };
         assert_eq!(told(false, &[]), None);
-        assert_eq!(told(false, &[("origin", "http://127.0.0.1:8080"), ("sec-fetch-site", "same-origin")]), None);
-        for origin in ["null", "http://evil.example", "http://127.0.0.1:81", "http://127.0.0.1:8080.evil.example"] {
+        assert_eq!(
+            told(false, &[("origin", "http://127.0.0.1:8080"), ("sec-fetch-site", "same-origin")]),
+            None
+        );
+        for origin in
+            ["null", "http://evil.example", "http://127.0.0.1:81", "http://127.0.0.1:8080.evil.example"]
+        {
             assert_eq!(told(true, &[("origin", origin)]), Some(403), "{origin}");
         }
         let link = [
@@ -157,7 +169,8 @@ mod tests {
             ("sec-fetch-dest", "document"),
         ];
         assert_eq!((told(true, &link), told(false, &link)), (None, Some(403)));
-        let frame = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")];
+        let frame =
+            [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")];
         assert_eq!(told(true, &frame), Some(403));
         assert_eq!(told(false, &[("sec-fetch-site", "same-site")]), Some(403));
         assert_eq!(told(false, &[("host", "evil.example")]), Some(400));

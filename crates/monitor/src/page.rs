@@ -8,8 +8,8 @@ use crate::runs::{Error, Runs};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH,
-    LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderName, HeaderValue,
+    IF_NONE_MATCH, LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
@@ -250,16 +250,17 @@ impl Page {
                 return answer;
             }
             Some(Route::Asset(name)) => {
-                return assets::find(name).map_or_else(unknown, |asset| {
-                    tagged(parts, asset.kind, &asset.tag, asset.content)
-                });
+                return assets::find(name)
+                    .map_or_else(unknown, |asset| tagged(parts, asset.kind, &asset.tag, asset.content));
             }
             Some(Route::Events) => return self.events(parts),
             Some(Route::Series) => self.read(|runs| runs.series().map(|all| to_json(&all))).await.map(Some),
             Some(Route::Points) => {
                 let Some(series) = field(query, "series") else { return unknown() };
-                self.read(move |runs| runs.points(&series).map(|points| points.map(|points| to_json(&points))))
-                    .await
+                self.read(move |runs| {
+                    runs.points(&series).map(|points| points.map(|points| to_json(&points)))
+                })
+                .await
             }
             Some(Route::Run) => {
                 let Some(id) = field(query, "id").and_then(|id| id.parse().ok()) else { return unknown() };

@@ -84,7 +84,9 @@ async fn requests_of_strangers_and_requests_to_change_something_are_refused() {
         ("GET /monitor/series HTTP/1.1\r\n".to_owned(), "400"),
         (format!("GET http://evil.example/monitor/series HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"), "421"),
         (
-            format!("GET /monitor/events HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\norigin: http://evil.example\r\n"),
+            format!(
+                "GET /monitor/events HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\norigin: http://evil.example\r\n"
+            ),
             "403",
         ),
         (format!("POST /monitor/series HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: 0\r\n"), "405"),
@@ -139,8 +141,11 @@ async fn a_thousand_clients_are_served_and_more_are_told_so() {
     let wanted = 2 * limits.clients as u64 + 256;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_some_and(|current| current < wanted) {
-        setrlimit(Resource::Nofile, Rlimit { current: maximum.map(|most| most.min(wanted)).or(Some(wanted)), maximum })
-            .unwrap();
+        setrlimit(
+            Resource::Nofile,
+            Rlimit { current: maximum.map(|most| most.min(wanted)).or(Some(wanted)), maximum },
+        )
+        .unwrap();
     }
     let address = served(limits).await;
     let mut clients = Vec::new();

@@ -60,9 +60,8 @@ impl Memory {
 impl Memory {
     /// The bytes of files that wait for writeback, and those under it; `None`: the kernel does not tell.
     pub fn unwritten(&self) -> (Option<u64>, Option<u64>) {
-        let find = |names: [&str; 2]| {
-            self.values().find(|(name, _)| names.contains(name)).map(|(_, value)| value)
-        };
+        let find =
+            |names: [&str; 2]| self.values().find(|(name, _)| names.contains(name)).map(|(_, value)| value);
         (find(["total_dirty", "file_dirty"]), find(["total_writeback", "file_writeback"]))
     }
 }

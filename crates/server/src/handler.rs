@@ -361,7 +361,8 @@ async fn answer(
         }
         Route::Usages => {
             let engine = engine.clone();
-            let say = move |out: &mut dyn Write| large::list(out, engine.usages().map(|usage| seen::usage(&usage)));
+            let say =
+                move |out: &mut dyn Write| large::list(out, engine.usages().map(|usage| seen::usage(&usage)));
             large::large(state, cut, say).await?
         }
         Route::Details => {

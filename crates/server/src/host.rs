@@ -146,7 +146,10 @@ mod tests {
         {
             assert_eq!(asked(&[(HOST, "api")], uri, Some(&hosts)), misdirected, "{uri}");
         }
-        assert_eq!(asked(&[(HOST, "api")], "/ping", Some(&Hosts::new(&[], SocketAddr::from(([127, 0, 0, 1], 80))))), misdirected);
+        assert_eq!(
+            asked(&[(HOST, "api")], "/ping", Some(&Hosts::new(&[], SocketAddr::from(([127, 0, 0, 1], 80))))),
+            misdirected
+        );
         let bad = Some(StatusCode::BAD_REQUEST);
         assert_eq!(asked(&[], "/ping", Some(&hosts)), bad);
         assert_eq!(asked(&[(HOST, "api"), (HOST, "evil.example")], "/ping", Some(&hosts)), bad);

@@ -67,7 +67,9 @@ mod tests {
 
     #[test]
     fn the_page_has_a_part_of_the_paths() {
-        for (path, is) in [("/monitor", true), ("/monitor/x", true), ("/monitors", false), ("/containers", false)] {
+        for (path, is) in
+            [("/monitor", true), ("/monitor/x", true), ("/monitors", false), ("/containers", false)]
+        {
             assert_eq!(is_meant(path), is, "{path}");
         }
     }

@@ -3,7 +3,9 @@
 use crate::convert::{address, port};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use wardian_engine::{About, Condition, Ending, Engine, Network, Overview, Process, Result, Scope, Seen, Usage};
+use wardian_engine::{
+    About, Condition, Ending, Engine, Network, Overview, Process, Result, Scope, Seen, Usage,
+};
 use wardian_garden::wire;
 
 fn state(condition: &Condition) -> (&str, &str) {

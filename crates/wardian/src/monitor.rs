@@ -72,14 +72,13 @@ fn make_room(clients: usize) {
 }
 
 /// Returns the page of a server that listens on this unix socket, for its own `/monitor`.
-pub fn of_server(socket: Option<&Path>) -> Result<Arc<Page>> {
+pub fn of_server(socket: Option<&Path>) -> Arc<Page> {
     let runs = Arc::new(Lines::default());
-    let Some(socket) = socket else {
-        return Ok(Page::new(runs, Nowhere("it has no unix socket, by which its monitor would ask it")));
-    };
-    let address = Address::Unix(socket.to_owned()).to_string();
-    let client = Client::new(&address).context("speak to the own socket")?;
-    Ok(Page::new(runs, Garden::new(client, address, true)))
+    let address = socket.map(|socket| Address::Unix(socket.to_owned()).to_string());
+    match address.and_then(|address| Some((Client::new(&address).ok()?, address))) {
+        Some((client, address)) => Page::new(runs, Garden::new(client, address, true)),
+        None => Page::new(runs, Nowhere("it has no unix socket, by which its monitor would ask it")),
+    }
 }
 
 /// Serves the page, until Ctrl-C.
@@ -122,9 +121,12 @@ mod tests {
 
     #[test]
     fn figures_of_this_host_are_shown_beside_its_own_server_only() {
-        for (address, is) in
-            [("unix:/run/x", true), ("tcp:[::1]:7", true), ("tcp:localhost:7", true), ("tcp:10.0.0.1:7", false)]
-        {
+        for (address, is) in [
+            ("unix:/run/x", true),
+            ("tcp:[::1]:7", true),
+            ("tcp:localhost:7", true),
+            ("tcp:10.0.0.1:7", false),
+        ] {
             assert_eq!(is_here(&address.parse().unwrap()), is, "{address}");
         }
     }

@@ -98,7 +98,9 @@ impl Memory {
                 state: clip(state),
                 reason: clip(&container.reason),
                 since_ms,
-                command: clip(&container.main.as_ref().map(|main| main.command.join(" ")).unwrap_or_default()),
+                command: clip(
+                    &container.main.as_ref().map(|main| main.command.join(" ")).unwrap_or_default(),
+                ),
                 address: clip(&container.address),
                 ..Row::default()
             };

@@ -55,10 +55,12 @@ async fn the_page_and_its_files_are_answered_with_a_policy_and_a_tag() {
         assert!(headers[CONTENT_SECURITY_POLICY].to_str().unwrap().starts_with("default-src 'none'"));
         let tag = headers[ETAG].to_str().unwrap().to_owned();
         assert!(!body(answer).await.is_empty());
-        let (status, answer) = ask(&page, "GET", path, &[("if-none-match", &format!("\"x\", W/{tag}"))]).await;
+        let (status, answer) =
+            ask(&page, "GET", path, &[("if-none-match", &format!("\"x\", W/{tag}"))]).await;
         assert_eq!((status, body(answer).await.len()), (304, 0));
     }
-    for path in ["/monitor/../Cargo.toml", "/monitor/nope", "/x", "//monitor/", "/monitor/run", "/monitor/run?id=x"]
+    for path in
+        ["/monitor/../Cargo.toml", "/monitor/nope", "/x", "//monitor/", "/monitor/run", "/monitor/run?id=x"]
     {
         assert_eq!(ask(&page, "GET", path, &[]).await.0, 404, "{path}");
     }
@@ -103,7 +105,10 @@ async fn series_points_and_runs_are_json() {
 async fn events_begin_with_everything() {
     let page = page();
     let (_, answer) = ask(&page, "GET", "/monitor/events", &[]).await;
-    assert_eq!((answer.headers()[CONTENT_TYPE].to_str().unwrap(), page.hub.is_heard()), ("text/event-stream", true));
+    assert_eq!(
+        (answer.headers()[CONTENT_TYPE].to_str().unwrap(), page.hub.is_heard()),
+        ("text/event-stream", true)
+    );
     let mut body = answer.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert!(first.starts_with(b"event: whole\ndata: {"), "{first:?}");

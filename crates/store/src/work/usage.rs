@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use serde::Serialize;
 
 use crate::disk::blocks::entry_bytes;
-use crate::disk::{files, layout};
 use crate::disk::record::Record;
+use crate::disk::{files, layout};
 use crate::error::Result;
 use crate::images::image;
 use crate::layers::layer;

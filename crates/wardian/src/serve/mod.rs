@@ -145,7 +145,7 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
         Ok(ListenAddr::Unix(path)) if path.is_absolute() => Some(path),
         _ => None,
     });
-    let page = Some(crate::monitor::of_server(socket.as_deref())?);
+    let page = Some(crate::monitor::of_server(socket.as_deref()));
     let server = Options { max_connections, head_timeout, transfer_patience, page, debug };
     let stop = async {
         let name = tokio::select! {

@@ -30,7 +30,11 @@ impl Browser {
         command.args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "sh", "chromium"]);
         // Its sandbox does not work for root. It need not look for updates.
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]);
-        command.args(["--disable-background-networking", "--disable-component-update", "--disable-extensions"]);
+        command.args([
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-extensions",
+        ]);
         command.args(["--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"]);
         command.arg(format!("--user-data-dir={}", profile.path().display())).arg("about:blank");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -131,7 +135,11 @@ impl Browser {
         while self.value(&format!("Boolean({expression})")) != json!(true) {
             if begun.elapsed() > STUCK {
                 let shown = self.value("document.body.innerText.slice(0, 3000)");
-                panic!("never true: {expression}\n{}\n{:?}", shown.as_str().unwrap_or_default(), self.complaints);
+                panic!(
+                    "never true: {expression}\n{}\n{:?}",
+                    shown.as_str().unwrap_or_default(),
+                    self.complaints
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -147,7 +155,8 @@ impl Browser {
             json!(selector)
         ));
         for kind in ["mouseMoved", "mousePressed", "mouseReleased"] {
-            let click = json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
+            let click =
+                json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
             self.call("Input.dispatchMouseEvent", &click);
         }
     }
@@ -166,7 +175,8 @@ impl Browser {
         // Only with its text Enter does what it does to buttons.
         let text = if key == "Enter" { "\r" } else { "" };
         for kind in [if text.is_empty() { "rawKeyDown" } else { "keyDown" }, "keyUp"] {
-            let params = json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text});
+            let params =
+                json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text});
             self.call("Input.dispatchKeyEvent", &params);
         }
     }

@@ -5,7 +5,7 @@ use crate::support::{STUCK, Server, WARDIAN, base, ended_within, signal};
 use rustix::process::Signal;
 use serde_json::json;
 use std::future::Future;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{Child, Command, Output, Stdio};
@@ -25,7 +25,11 @@ fn run(mode: &str, number: usize, hours: f64, level: f64, kernel: &str) -> Run {
     let bar = |phase: &str, begin_ms: f64, ms: f64| Bar { phase: phase.into(), begin_ms, ms };
     let row = |at: usize| wardian_history::Row {
         name: format!("instance <b>{at}</b>"),
-        bars: vec![bar("create", 0.0, 9.0), bar("stream_in", 9.0, value / 2.0), bar("pea", value / 2.0, value / 3.0)],
+        bars: vec![
+            bar("create", 0.0, 9.0),
+            bar("stream_in", 9.0, value / 2.0),
+            bar("pea", value / 2.0, value / 3.0),
+        ],
     };
     let wait = Wait {
         row: Some("instance <b>1</b>".into()),
@@ -51,7 +55,9 @@ fn run(mode: &str, number: usize, hours: f64, level: f64, kernel: &str) -> Run {
         timeline: Some(Timeline {
             length_ms: value,
             rows: (1..4).map(row).collect(),
-            samples: [0.0, value].map(|t_ms| Sample { t_ms, dirty_bytes: 5_000_000, writeback_bytes: 0 }).into(),
+            samples: [0.0, value]
+                .map(|t_ms| Sample { t_ms, dirty_bytes: 5_000_000, writeback_bytes: 0 })
+                .into(),
             marks: Vec::new(),
             waits: vec![wait],
         }),
@@ -125,16 +131,27 @@ fn what_cannot_be_served_is_told() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = said(command(&address, &runs));
-    let told = format!("port {} of 127.0.0.1 is in use: choose another one with --listen", taken.local_addr().unwrap().port());
+    let told = format!(
+        "port {} of 127.0.0.1 is in use: choose another one with --listen",
+        taken.local_addr().unwrap().port()
+    );
     assert!(output.status.code() == Some(1) && text(&output).contains(&told), "{}", text(&output));
     let output = said(command("0.0.0.0:0", &runs));
-    assert!(output.status.code() == Some(1) && text(&output).contains("--insecure-listen"), "{}", text(&output));
+    assert!(
+        output.status.code() == Some(1) && text(&output).contains("--insecure-listen"),
+        "{}",
+        text(&output)
+    );
     for bad in ["localhost", "127.0.0.1", "unix:/x"] {
         assert_eq!(said(command(bad, &runs)).status.code(), Some(2), "{bad}");
     }
     std::fs::write(&history, "{\"begun_ms\": 1\n").unwrap();
     let output = said(command("127.0.0.1:0", &runs));
-    assert!(output.status.code() == Some(1) && text(&output).contains("runs.jsonl: line 1"), "{}", text(&output));
+    assert!(
+        output.status.code() == Some(1) && text(&output).contains("runs.jsonl: line 1"),
+        "{}",
+        text(&output)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,12 +188,16 @@ async fn the_page_is_clicked_through() {
     page.type_text("WEB-2");
     page.until("document.querySelectorAll('#table tbody tr[data-id]').length === 1");
     page.until("document.querySelector('#count').textContent === '1 of 3'");
-    page.value("(f => { f.value = ''; f.dispatchEvent(new Event('input')); })(document.querySelector('#filter'))");
+    page.value(
+        "(f => { f.value = ''; f.dispatchEvent(new Event('input')); })(document.querySelector('#filter'))",
+    );
     let first = "document.querySelector('#table tbody tr[data-id] td').textContent";
     page.until(&format!("{first} === 'job<i>x</i>'"));
     page.click("#table th[data-key=handle] button");
     page.until(&format!("{first} === 'web-2'"));
-    page.until("document.querySelector('#table th[data-key=handle]').getAttribute('aria-sort') === 'descending'");
+    page.until(
+        "document.querySelector('#table th[data-key=handle]').getAttribute('aria-sort') === 'descending'",
+    );
 
     // The step, and the timeline of the run after it.
     page.until("document.querySelectorAll('#flags .flag').length === 1");
@@ -253,6 +274,57 @@ async fn the_page_is_clicked_through() {
     server.finish().await;
 }
 
+/// Sends a request to a TCP address, and returns what has come when the answer ends, or when `enough` is in it.
+fn asked(address: &str, lines: &str, enough: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(STUCK)).unwrap();
+    stream.write_all(format!("{lines}\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let (mut text, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        let read = stream.read(&mut piece).unwrap();
+        text.extend_from_slice(&piece[..read]);
+        let known = String::from_utf8_lossy(&text);
+        if read == 0 || known.contains(enough) {
+            return known.into_owned();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_serves_the_page_itself() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let tcp = format!("tcp:{address}");
+    let mut server = Server::start_with(&["--listen", &tcp, "--insecure-listen"]).await;
+    server.create("seen").await;
+    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: {address}{more}");
+    let status = |lines: &str| asked(&address, lines, "\r\n").split(' ').nth(1).unwrap().to_owned();
+    let own = "\r\nsec-fetch-site: same-origin";
+    assert_eq!(status(&get("/monitor/", own)), "200");
+    assert_eq!(status(&get("/monitor", own)), "302");
+    assert_eq!(status(&get("/monitor/series", "\r\norigin: http://evil.example")), "403");
+    assert_eq!(status("GET /monitor/series HTTP/1.1\r\nhost: evil.example"), "421");
+    assert_eq!(
+        status(&format!("POST /monitor/series HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0")),
+        "405"
+    );
+    // The API itself is for no page, not even for this one.
+    assert_eq!(status(&get("/containers", own)), "403");
+    assert!(server.http("GET /monitor/series", "", "").starts_with("HTTP/1.1 200"));
+    let events = asked(&address, &get("/monitor/events", own), "\"handle\":\"seen\"");
+    assert!(events.contains("text/event-stream") && events.contains("\"handle\":\"seen\""), "{events}");
+    // A listener does not keep the server from ending.
+    let (listening, lines) = (address.clone(), get("/monitor/events", own));
+    let listener = std::thread::spawn(move || asked(&listening, &lines, "\n\nnever"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(server.terminate().await.success());
+    assert!(listener.join().unwrap().contains("event: whole"));
+    server.restart().await;
+    server.client().destroy("seen").await.unwrap();
+    server.finish().await;
+}
+
 /// A thousand containers, a third of which change each second.
 struct Crowd;
 
@@ -298,7 +370,9 @@ async fn ten_thousand_runs_and_a_thousand_containers_are_shown() {
         page.open("about:blank");
         page.open(&format!("http://{address}/monitor/#range=all"));
         page.until("document.querySelector('#table').getAttribute('aria-rowcount') === '1001'");
-        page.until("[...document.querySelectorAll('#legend small')].map(n => n.textContent).join() === '5000,5000'");
+        page.until(
+            "[...document.querySelectorAll('#legend small')].map(n => n.textContent).join() === '5000,5000'",
+        );
         page.until("performance.getEntriesByName('first-contentful-paint').length === 1");
     }
     let rows = page.value("document.querySelectorAll('#table tbody tr[data-id]').length");
@@ -312,7 +386,8 @@ async fn ten_thousand_runs_and_a_thousand_containers_are_shown() {
            if (times.length < 90) requestAnimationFrame(frame); else done(times); };
          document.querySelector('#scale [data-scale=log]').click(); requestAnimationFrame(frame); })",
     );
-    let mut frames: Vec<f64> = frames.as_array().unwrap().iter().filter_map(serde_json::Value::as_f64).collect();
+    let mut frames: Vec<f64> =
+        frames.as_array().unwrap().iter().filter_map(serde_json::Value::as_f64).collect();
     frames.sort_unstable_by(f64::total_cmp);
     let paint = page.value("performance.getEntriesByName('first-contentful-paint')[0].startTime");
     // A measurement, for those who look: the test asserts nothing of it.
