@@ -46,7 +46,7 @@ pub use error::{Error, RegistryError};
 pub use format::manifest::{Config, Descriptor, ImageConfig, Index, MAX_LAYERS, Manifest};
 pub use format::plain::Opening;
 pub use format::reference;
-pub use remote::{Host, Location, Proxies, Remote, Settings};
+pub use remote::{Host, Location, Proxies, Remote, Settings, plain_client};
 pub use source::address::{Source, Way};
 pub use source::app::{App, shown};
 pub use source::image::Image;

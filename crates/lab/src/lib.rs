@@ -24,6 +24,7 @@ mod processes;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod runs;
 pub mod scale;
 mod search;
 pub mod signals;

@@ -1,11 +1,13 @@
 //! The history as the page needs it: the series, the points of one, its steps, and one run.
 
 mod lines;
+mod stored;
 
 pub use lines::Lines;
+pub use stored::Stored;
 
 use serde::Serialize;
-use wardian_history::Run;
+use wardian_history::{Point, Run, steps};
 
 /// A history of runs. Its calls may block.
 pub trait Runs: Send + Sync + 'static {
@@ -100,14 +102,16 @@ pub struct Points {
 }
 
 impl Points {
-    /// Adds a run, which began after those before it.
-    pub fn push(&mut self, run: &Run) {
-        if !run.complete {
-            self.broken.push(self.id.len());
+    /// Those of a series, in the order of time, with its steps.
+    pub fn of(points: &[Point]) -> Self {
+        let broken = points.iter().enumerate().filter(|(_, point)| !point.complete);
+        Self {
+            broken: broken.map(|(at, _)| at).collect(),
+            id: points.iter().map(|point| point.id).collect(),
+            at: points.iter().map(|point| point.begun_ms).collect(),
+            value: points.iter().map(|point| point.value.filter(|value| value.is_finite())).collect(),
+            steps: steps::find(points).into_iter().map(Step::from).collect(),
         }
-        self.id.push(run.id);
-        self.at.push(run.begun_ms);
-        self.value.push(run.value().filter(|value| value.is_finite()));
     }
 }
 
@@ -126,6 +130,21 @@ pub struct Step {
     pub confidence: f64,
     /// What is not as before: the kernel, the version.
     pub changed: Vec<Change>,
+}
+
+impl From<steps::Step> for Step {
+    fn from(step: steps::Step) -> Self {
+        let change =
+            |changed: steps::Changed| Change { what: changed.what, from: changed.from, to: changed.to };
+        Self {
+            id: step.run,
+            at: step.begun_ms,
+            before: step.median_before,
+            after: step.median_after,
+            confidence: step.confidence,
+            changed: step.changed.into_iter().map(change).collect(),
+        }
+    }
 }
 
 /// Something that changed with a step.

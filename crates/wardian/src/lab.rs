@@ -1,7 +1,11 @@
 //! `wardian lab`.
 
+mod history;
+pub mod kept;
+mod repeat;
 mod scale;
 mod teardown;
+mod webhook;
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
@@ -9,8 +13,9 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 use wardian_lab::leftovers::Records;
-use wardian_lab::{Interrupted, bench, record};
+use wardian_lab::{Interrupted, bench, record, runs};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -22,6 +27,10 @@ pub enum Command {
     Teardown(teardown::Args),
     /// Run a command and tell who wrote to the disk meanwhile, why, and who waited
     Record(Record),
+    /// List the runs of experiments, compare them, and find the steps in their figures
+    History(history::Args),
+    /// Run an experiment again and again, and tell when its figures change: for a host that watches
+    Run(repeat::Args),
 }
 
 /// What to measure.
@@ -49,6 +58,8 @@ pub struct Bench {
     /// Write the figures there
     #[arg(long, value_name = "FILE", value_parser = file())]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    kept: kept::Args,
 }
 
 #[derive(Debug, clap::Args)]
@@ -62,6 +73,8 @@ pub struct Record {
     /// Also who wrote and who waited, the kernel's stacks and settings
     #[arg(long)]
     verbose: bool,
+    #[command(flatten)]
+    kept: kept::Args,
     /// The command, after `--`
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -89,7 +102,17 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let root = args.root.as_deref();
             let is_network = matches!(args.subject, Subject::Network);
             ensure!(args.crowd.is_none() || is_network, "--crowd is for: lab bench network");
-            let figures = runtime.block_on(async {
+            let mut keeper = args.kept.open()?;
+            let subject = match args.subject {
+                Subject::Containers => "containers",
+                Subject::Api => "api",
+                Subject::Network => "network",
+            };
+            let mut run = runs::bench_begun(subject, root, SystemTime::now());
+            if let Some(crowd) = args.crowd {
+                run.parameters.insert("crowd".to_owned(), crowd.to_string());
+            }
+            let measured = runtime.block_on(async {
                 match args.subject {
                     Subject::Containers => bench::containers(&program, root).await,
                     Subject::Api => bench::api(&program, root).await,
@@ -97,19 +120,31 @@ pub fn run(command: Command) -> Result<ExitCode> {
                         bench::network(&program, root, args.crowd.unwrap_or(bench::CROWD)).await
                     }
                 }
-            })?;
+            });
+            keeper.keep(match &measured {
+                Ok(figures) => runs::of_bench(run, figures),
+                Err(error) => runs::broken(run, error),
+            });
+            let figures = keeper.beside(measured)?;
             crate::print::text(&format!("\n{}", figures.table()))?;
             if let Some(to) = args.json {
                 figures.save(&to)?;
             }
+            keeper.done()?;
         }
         Command::Teardown(args) => args.run(&runtime)?,
         Command::Record(args) => {
+            let (mut keeper, begun) = (args.kept.open()?, SystemTime::now());
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
+            keeper.keep(runs::of_record(&report, begun));
             // Standard output belongs to the command.
             crate::print::say(format!("\n{}", report.diagnosis.text(args.verbose)).trim_end());
             if let Some(to) = args.json {
                 report.save(&to)?;
+            }
+            // The exit code is the command's.
+            if let Err(error) = keeper.done() {
+                crate::print::failure(&error);
             }
             if let Some(signal) = report.interrupted {
                 return Err(Interrupted(signal).into());
@@ -117,6 +152,8 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let code = report.exit_code.and_then(|code| u8::try_from(code).ok());
             return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
         }
+        Command::History(args) => return history::run(args),
+        Command::Run(args) => return repeat::run(args, &runtime, &program),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 
 use crate::container::session::{End, Signals};
 use crate::container::{Server, block_on};
+use crate::lab::kept::{self, Place};
 use crate::print;
 use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use wardian_garden::{Address, Client};
 use wardian_monitor::live::{Garden, Nowhere};
-use wardian_monitor::runs::{Lines, Runs};
+use wardian_monitor::runs::{Lines, Runs, Stored};
 use wardian_monitor::{Hosts, Limits, Page, is_public, serve};
 
 /// Descriptors beside those of the clients: of the program itself, of its connections to the server, and of the history.
@@ -34,9 +35,11 @@ pub struct Args {
     /// A name by which browsers may call this host, besides localhost and the address; may be repeated
     #[arg(long = "host", value_name = "NAME", value_parser = name)]
     hosts: Vec<String>,
-    /// The runs: a file with a run as JSON in each line. It need not exist yet
-    #[arg(long, value_name = "FILE")]
-    runs: PathBuf,
+    #[command(flatten)]
+    history: Place,
+    /// Show the runs of a file instead, with a run as JSON in each line, as `wardian lab history` exports them
+    #[arg(long, value_name = "FILE", conflicts_with = "history", help_heading = "History")]
+    runs: Option<PathBuf>,
 }
 
 /// Parses a name of a host, without a port.
@@ -73,7 +76,10 @@ fn make_room(clients: usize) {
 
 /// Returns the page of a server that listens on this unix socket, for its own `/monitor`.
 pub fn of_server(socket: Option<&Path>) -> Arc<Page> {
-    let runs = Arc::new(Lines::default());
+    let runs: Arc<dyn Runs> = match kept::usual() {
+        Some(file) => Arc::new(Stored::at(&file)),
+        None => Arc::new(Lines::default()),
+    };
     let address = socket.map(|socket| Address::Unix(socket.to_owned()).to_string());
     match address.and_then(|address| Some((Client::new(&address).ok()?, address))) {
         Some((client, address)) => Page::new(runs, Garden::new(client, address, true)),
@@ -83,7 +89,7 @@ pub fn of_server(socket: Option<&Path>) -> Arc<Page> {
 
 /// Serves the page, until Ctrl-C.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { server, listen, insecure_listen, hosts, runs } = args;
+    let Args { server, listen, insecure_listen, hosts, history, runs } = args;
     if is_public(listen.ip()) && !insecure_listen {
         bail!(
             "--listen {listen} can be reached from other hosts, and the page asks nobody who they are: use 127.0.0.1 and a \
@@ -92,7 +98,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let limits = Limits::default();
     make_room(limits.clients);
-    let runs: Arc<dyn Runs> = Arc::new(Lines::of_file(&runs));
+    let runs: Arc<dyn Runs> = match (runs, history.path()) {
+        (Some(file), _) => Arc::new(Lines::of_file(&file)),
+        (None, Some(file)) => Arc::new(Stored::at(&file)),
+        (None, None) => Arc::new(Lines::default()),
+    };
     // A damaged file is told now, and not first on the page.
     runs.version()?;
     let live = Garden::new(server.client()?, server.address().to_string(), is_here(server.address()));

@@ -101,6 +101,39 @@ pub(crate) enum Waited<T> {
     Stopped,
 }
 
+/// Returns a client for requests that have nothing to do with images: it resolves names, verifies certificates and uses
+/// proxies as those for images do. It follows no redirects and does not try again.
+///
+/// # Errors
+/// [`Error::Client`].
+pub fn plain(settings: &Settings) -> Result<reqwest::Client, Error> {
+    build(settings, tls(None)?, proxy_of(settings))
+}
+
+fn build(settings: &Settings, tls: ClientConfig, proxy: Option<Proxy>) -> Result<reqwest::Client, Error> {
+    let builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .dns_resolver(Names::of_host())
+        .connect_timeout(settings.connect)
+        .redirect(Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
+        // The environment is read in one place, by the settings.
+        .no_proxy();
+    let builder = match proxy {
+        Some(proxy) => builder.proxy(proxy),
+        None => builder,
+    };
+    builder.build().map_err(|e| Error::Client { why: causes(e) })
+}
+
+fn proxy_of(settings: &Settings) -> Option<Proxy> {
+    let proxies = settings.proxies.clone();
+    (!proxies.is_empty())
+        .then(|| Proxy::custom(move |url: &Url| proxies.by_way_of(url).and_then(super::proxies::Proxy::url)))
+}
+
 impl Client {
     pub(super) fn new(settings: &Settings, whose: Whose) -> Result<Self, Error> {
         let error = |why| Error::Client { why };
@@ -111,30 +144,10 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|e| error(e.to_string()))?;
-        let build = |tls: ClientConfig, proxy: Option<Proxy>| {
-            let builder = reqwest::Client::builder()
-                .tls_backend_preconfigured(tls)
-                .dns_resolver(Names::of_host())
-                .connect_timeout(settings.connect)
-                .redirect(Policy::none())
-                .referer(false)
-                .retry(reqwest::retry::never())
-                .user_agent(concat!("wardian/", env!("CARGO_PKG_VERSION")))
-                // The environment is read in one place, by the settings.
-                .no_proxy();
-            let builder = match proxy {
-                Some(proxy) => builder.proxy(proxy),
-                None => builder,
-            };
-            builder.build().map_err(|e| error(causes(e)))
-        };
+        let build = |tls, proxy| build(settings, tls, proxy);
         let tunnels = settings.proxies.of_tunnels().map(|url| Proxy::custom(move |_| Some(url.clone())));
         let tunnels = tunnels.map(|proxy| build(tls.clone(), Some(proxy))).transpose()?;
-        let proxies = settings.proxies.clone();
-        let proxy = (!proxies.is_empty()).then(|| {
-            Proxy::custom(move |url: &Url| proxies.by_way_of(url).and_then(super::proxies::Proxy::url))
-        });
-        let http = build(tls, proxy)?;
+        let http = build(tls, proxy_of(settings))?;
         Ok(Self { http, tunnels, whose, scheme: OnceLock::new(), runtime: Some(runtime) })
     }
 

@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use self::client::plain as plain_client;
 pub use self::hosts::Host;
 pub use self::location::Location;
 pub use self::proxies::Proxies;

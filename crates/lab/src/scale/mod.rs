@@ -19,7 +19,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use wardian_garden::{Client, ErrorKind};
 
 /// Limits of instances, runs and megabytes of code. The code is kept in memory.
@@ -167,9 +167,25 @@ impl Options {
 /// Handles of containers that were created and not yet destroyed.
 type Made = Arc<Mutex<Vec<String>>>;
 
+/// A story that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'a> {
+    /// Its kind.
+    pub kind: Kind,
+    /// When it began.
+    pub begun: SystemTime,
+    /// What came of it; an error also when it was interrupted.
+    pub result: std::result::Result<&'a Report, &'a anyhow::Error>,
+}
+
 /// Runs and measures the stories: all kinds in turn, and that once per run. On errors and on Ctrl-C everything that
 /// was made is destroyed.
 pub async fn run(options: &Options) -> Result<Stories> {
+    run_told(options, &mut |_| ()).await
+}
+
+/// Like [`run`]; `tell` is called with each story as soon as it has ended, also with one that failed.
+pub async fn run_told(options: &Options, tell: &mut dyn FnMut(Told<'_>)) -> Result<Stories> {
     options.check()?;
     if options.address.is_none() {
         for mode in &options.modes {
@@ -190,7 +206,10 @@ pub async fn run(options: &Options) -> Result<Stories> {
             if options.runs * kinds.len() > 1 {
                 progress.say(&format!("\nrun {run} of {}, {kind}", options.runs));
             }
-            stories.push(story(options, (run, *kind), &mut interrupted, &progress).await?);
+            let begun = SystemTime::now();
+            let told = story(options, (run, *kind), &mut interrupted, &progress).await;
+            tell(Told { kind: *kind, begun, result: told.as_ref() });
+            stories.push(told?);
         }
     }
     Ok(Stories(stories))

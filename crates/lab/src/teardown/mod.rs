@@ -36,7 +36,20 @@ const THREAD: &str = "teardown";
 ///
 /// # Errors
 /// [`Interrupted`] by a signal; or the kernel's.
-pub async fn run(mut options: Options, json: Option<&Path>, yes: bool) -> Result<Report> {
+pub async fn run(options: Options, json: Option<&Path>, yes: bool) -> Result<Report> {
+    run_told(options, json, yes, &mut |_| ()).await
+}
+
+/// Like [`run`]; `tell` is called with the report, also of an experiment that failed or was interrupted.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_told(
+    mut options: Options,
+    json: Option<&Path>,
+    yes: bool,
+    tell: &mut dyn FnMut(&Report),
+) -> Result<Report> {
     options.check()?;
     options.fs = std::path::absolute(&options.fs).context("--fs")?;
     options.room(yes)?;
@@ -61,6 +74,7 @@ pub async fn run(mut options: Options, json: Option<&Path>, yes: bool) -> Result
     let (mut report, done) = done.context("the experiment panicked")?;
     report.complete = done.is_ok();
     report.error = done.as_ref().err().map(|error| format!("{error:#}"));
+    tell(&report);
     let saved = json.as_ref().map_or(Ok(()), |file| report.save(file));
     done.and(saved).map(|()| report)
 }

@@ -1,11 +1,11 @@
 //! Runs in memory, and in a file of JSON lines.
 
 use super::{Error, Points, Runs, Series};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use wardian_history::Run;
+use wardian_history::{Point, Run};
 
 /// The most bytes of a file of runs. All of them are kept in memory.
 const MOST: u64 = 256 << 20;
@@ -15,6 +15,8 @@ const MOST: u64 = 256 << 20;
 pub struct Lines {
     file: Option<PathBuf>,
     known: RwLock<Known>,
+    /// Points with their steps, of this version.
+    points: Mutex<(u64, BTreeMap<String, Points>)>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,18 @@ impl Lines {
     }
 }
 
+fn point(run: &Run) -> Point {
+    Point {
+        id: run.id,
+        begun_ms: run.begun_ms,
+        value: run.value(),
+        complete: run.complete,
+        version: run.version.clone(),
+        revision: run.revision.clone(),
+        machine: run.machine.clone(),
+    }
+}
+
 fn parse(text: &str) -> Result<Vec<Run>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
@@ -97,12 +111,22 @@ impl Runs for Lines {
 
     fn points(&self, series: &str) -> Result<Option<Points>, Error> {
         self.refresh()?;
-        let mut points = Points::default();
         let known = self.known.read();
-        for run in known.runs.iter().filter(|run| run.series() == series) {
-            points.push(run);
+        let mut steps = self.points.lock();
+        let (version, points) = &mut *steps;
+        if *version != known.version {
+            (*version, *points) = (known.version, BTreeMap::new());
         }
-        Ok((!points.id.is_empty()).then_some(points))
+        if let Some(points) = points.get(series) {
+            return Ok(Some(points.clone()));
+        }
+        let runs: Vec<Point> = known.runs.iter().filter(|run| run.series() == series).map(point).collect();
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        let found = Points::of(&runs);
+        points.insert(series.to_owned(), found.clone());
+        Ok(Some(found))
     }
 
     fn run(&self, id: i64) -> Result<Option<Run>, Error> {

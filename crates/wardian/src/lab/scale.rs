@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::ValueEnum;
 use std::path::PathBuf;
-use wardian_lab::scale::{Mode, Options, run};
+use wardian_lab::runs;
+use wardian_lab::scale::{Mode, Options, run_told};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -43,6 +44,8 @@ pub struct Args {
     /// Write the figures there
     #[arg(long, value_name = "FILE", value_parser = super::file())]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    kept: super::kept::Args,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -73,8 +76,16 @@ impl Args {
             location: self.root,
             program,
         };
-        let stories = runtime.block_on(run(&options))?;
+        let mut keeper = self.kept.open()?;
+        let told = runtime.block_on(run_told(&options, &mut |told| {
+            keeper.keep(match told.result {
+                Ok(report) => runs::of_scale(report, &options, told.begun),
+                Err(error) => runs::broken(runs::scale_begun(&options, told.kind, told.begun), error),
+            });
+        }));
+        let stories = keeper.beside(told)?;
         crate::print::text(&format!("\n{}", stories.table()))?;
-        self.json.map_or(Ok(()), |to| stories.save(&to))
+        self.json.map_or(Ok(()), |to| stories.save(&to))?;
+        keeper.done()
     }
 }

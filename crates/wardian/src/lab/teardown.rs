@@ -3,8 +3,10 @@
 use anyhow::Result;
 use clap::ValueEnum;
 use std::path::PathBuf;
+use std::time::SystemTime;
+use wardian_lab::runs;
 use wardian_lab::teardown::options::{Again, Options, Order, Source, Target};
-use wardian_lab::teardown::run;
+use wardian_lab::teardown::run_told;
 use wardian_lab::teardown::sysctl::Setting;
 
 #[derive(Debug, clap::Args)]
@@ -60,6 +62,8 @@ pub struct Args {
     /// Do not ask before taking more than a third of the free space
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    kept: super::kept::Args,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -117,8 +121,12 @@ impl Args {
             trickle_sync_ms: self.trickle_sync,
             sysctl: self.sysctl,
         };
-        let report = runtime.block_on(run(options, self.json.as_deref(), self.yes))?;
+        let (mut keeper, begun) = (self.kept.open()?, SystemTime::now());
+        let told = runtime.block_on(run_told(options, self.json.as_deref(), self.yes, &mut |report| {
+            keeper.keep(runs::of_teardown(report, begun));
+        }));
+        let report = keeper.beside(told)?;
         crate::print::text(&format!("\n{}", crate::print::wrapped(&report.text(verbose))))?;
-        Ok(())
+        keeper.done()
     }
 }

@@ -45,6 +45,7 @@ mod grootfs_store;
 mod grootfs_unpacked;
 
 mod held_up;
+mod history;
 mod host_files;
 mod hostile_dirs;
 mod hostile_images;

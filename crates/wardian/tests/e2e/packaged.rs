@@ -29,6 +29,8 @@ fn the_package_has_what_an_operator_needs() {
         "usr/lib/wardian/wardian-keeper",
         "usr/lib/systemd/system/wardian.service",
         "usr/lib/systemd/system/wardian.socket",
+        "usr/lib/systemd/system/wardian-lab.service",
+        "usr/lib/systemd/system/wardian-lab.timer",
         "usr/share/man/man1/wardian.1.gz",
         "usr/share/man/man1/wardian-image-pull.1.gz",
         "usr/share/bash-completion/completions/wardian",

@@ -1,0 +1,106 @@
+//! The list of runs, and one run.
+
+use super::select::Select;
+use super::words;
+use crate::lab::kept::{self, Place};
+use crate::print;
+use anyhow::{Context as _, Result};
+use std::fmt::Write as _;
+
+/// How the runs are listed.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    select: Select,
+    /// The newest N
+    #[arg(short = 'n', long = "newest", value_name = "N", default_value_t = 50, help_heading = "Which runs")]
+    newest: u32,
+    /// Print JSON, with all figures
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Which run.
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    /// Its number in the list
+    id: i64,
+    /// Print JSON, with its timeline
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// List runs.
+pub fn run(args: &Args) -> Result<()> {
+    let store = kept::existing(&args.place)?;
+    let runs = args.select.runs(&store, false, Some(args.newest as usize))?;
+    if args.json {
+        return print::json(&runs);
+    }
+    let rows: Vec<[String; 6]> = runs
+        .iter()
+        .map(|run| {
+            let value = match (run.complete, run.value()) {
+                (false, _) => "failed".to_owned(),
+                (true, Some(value)) => words::value(&run.headline, value),
+                (true, None) => "-".to_owned(),
+            };
+            [
+                run.id.to_string(),
+                words::minute(run.begun_ms),
+                print::ellipsis(&words::short(&run.experiment, &run.mode), 21),
+                print::ellipsis(&run.engine, 10),
+                print::ellipsis(&run.machine.kernel, 14),
+                value,
+            ]
+        })
+        .collect();
+    print::text(&print::table(["ID", "BEGUN (UTC)", "EXPERIMENT", "ENGINE", "KERNEL", "VALUE"], &rows))
+}
+
+/// Print one run.
+pub fn show(args: &Show) -> Result<()> {
+    let store = kept::existing(&args.place)?;
+    let run = store.run(args.id)?.with_context(|| format!("there is no run {}", args.id))?;
+    if args.json {
+        return print::json(&run);
+    }
+    let mut out = String::new();
+    let value = run.value().map(|value| words::value(&run.headline, value)).unwrap_or_default();
+    let state = if run.complete { value } else { "not complete".to_owned() };
+    let _ = writeln!(out, "Run {}: {}, {state}", run.id, words::short(&run.experiment, &run.mode));
+    if let Some(error) = &run.error {
+        let _ = writeln!(out, "because: {error}");
+    }
+    let machine = &run.machine;
+    let parameters: Vec<String> =
+        run.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let memory = print::bytes(machine.memory_bytes);
+    let version = [Some(run.version.as_str()).filter(|version| !version.is_empty()), run.revision.as_deref()];
+    let version = version.into_iter().flatten().collect::<Vec<_>>().join(" ");
+    for (name, text) in [
+        ("begun", words::minute(run.begun_ms) + " UTC"),
+        ("engine", format!("{} {version}", run.engine)),
+        ("kernel", machine.kernel.clone()),
+        ("host", format!("{}: {} processors, {memory}, load {}", machine.host, machine.cpus, machine.load)),
+        (
+            "file system",
+            format!("{} ({}), cgroups {}", machine.filesystem, machine.mount_options, machine.cgroups),
+        ),
+        ("parameters", parameters.join(" ")),
+        ("command", run.command.join(" ")),
+        ("timeline", if run.timeline.is_some() { "yes (--json)" } else { "none" }.to_owned()),
+    ] {
+        let _ = writeln!(out, "{}", print::wrapped(&format!("{name}: {text}")));
+    }
+    let rows: Vec<[String; 2]> =
+        run.figures.iter().map(|(name, value)| [name.clone(), words::value(name, *value)]).collect();
+    if !rows.is_empty() {
+        let _ = write!(out, "\n{}", print::table(["FIGURE", "VALUE"], &rows));
+    }
+    print::text(&out)
+}
