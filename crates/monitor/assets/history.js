@@ -73,6 +73,8 @@ export class History {
       }
       this.choices();
       const wanted = this.graphs.get(this.chosen) ?? [];
+      // Colours stay with their lines: what streams is the first one, as in every other picture.
+      wanted.sort((a, b) => (b.mode === 'stream') - (a.mode === 'stream') || a.key.localeCompare(b.key));
       const points = await Promise.all(wanted.map((one) => fetched(`points?series=${encodeURIComponent(one.key)}`)));
       this.lines = wanted.map((series, at) => this.line(series, points[at], at));
       this.failed = null;

@@ -65,6 +65,16 @@ addEventListener('hashchange', () => {
   else run.hide();
 });
 
+// The fragment of the address is taken: it says what is chosen.
+for (const link of document.querySelectorAll('.skip')) {
+  link.addEventListener('click', (event) => {
+    event.preventDefault();
+    const target = find(link.getAttribute('href').slice(1));
+    target.focus({ preventScroll: true });
+    target.scrollIntoView();
+  });
+}
+
 const THEMES = { auto: ['Auto', 'as the system has it'], light: ['Light', 'light'], dark: ['Dark', 'dark'] };
 
 function showTheme() {

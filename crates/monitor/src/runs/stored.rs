@@ -48,7 +48,7 @@ impl Stored {
         read: impl FnOnce(&mut Open) -> wardian_history::Result<T>,
     ) -> Result<Option<T>, Error> {
         let mut open = self.open.lock();
-        let mut look = || {
+        let look = || {
             if open.is_none() {
                 let Some(store) = Store::existing(&self.path)? else { return Ok(None) };
                 *open = Some(Open { generation: store.generation()?, store, known: HashMap::new() });
@@ -73,7 +73,7 @@ impl Runs for Stored {
     fn version(&self) -> Result<u64, Error> {
         // The generation is of this connection, which may be another one than before.
         let known = self.read(|open| Ok((open.store.newest()?, open.generation)))?;
-        Ok(known.map_or(0, |(newest, generation)| newest.cast_unsigned() << 20 ^ generation.cast_unsigned()))
+        Ok(known.map_or(0, |(newest, generation)| (newest.cast_unsigned() << 20) ^ generation.cast_unsigned()))
     }
 
     fn series(&self) -> Result<Vec<Series>, Error> {

@@ -159,7 +159,7 @@ async fn the_page_is_clicked_through() {
     needs!(Chromium);
     let mut server = Server::start().await;
     let client = server.client();
-    for handle in ["web-1", "web-2", "job<i>x</i>"] {
+    for handle in ["web-1", "web-2", "job<i>x<i>"] {
         server.create(handle).await;
     }
     let history = server.base().join("runs.jsonl");
@@ -172,7 +172,7 @@ async fn the_page_is_clicked_through() {
     // What is live, and comes and goes meanwhile.
     page.until("document.querySelectorAll('#table tbody tr[data-id]').length === 3");
     page.until("document.querySelector('#status-text').textContent === 'live'");
-    page.until("document.querySelector('#table').textContent.includes('job<i>x</i>')");
+    page.until("document.querySelector('#table').textContent.includes('job<i>x<i>')");
     assert_eq!(page.value("document.querySelectorAll('#table i:not(.meter)').length"), json!(0));
     page.until("[...document.querySelectorAll('#store dt')].some(name => name.textContent === 'Durable')");
     page.until("document.querySelector('.spark output').textContent.includes('B')");
@@ -192,7 +192,7 @@ async fn the_page_is_clicked_through() {
         "(f => { f.value = ''; f.dispatchEvent(new Event('input')); })(document.querySelector('#filter'))",
     );
     let first = "document.querySelector('#table tbody tr[data-id] td').textContent";
-    page.until(&format!("{first} === 'job<i>x</i>'"));
+    page.until(&format!("{first} === 'job<i>x<i>'"));
     page.click("#table th[data-key=handle] button");
     page.until(&format!("{first} === 'web-2'"));
     page.until(
@@ -268,7 +268,7 @@ async fn the_page_is_clicked_through() {
     assert!(complaints.is_empty(), "{complaints:?}");
     drop(page);
     monitor.end();
-    for handle in ["web-1", "web-2", "job<i>x</i>"] {
+    for handle in ["web-1", "web-2", "job<i>x<i>"] {
         client.destroy(handle).await.unwrap();
     }
     server.finish().await;
