@@ -61,7 +61,7 @@ pub use grace::Call;
 pub use history::{Kind, Life, Operation, Step};
 pub use image::{Bringing, for_client};
 pub use inspect::{Capacity, Info, Listed, Properties, Property};
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Usage};
 pub use overall::Overall;
 pub use process::about::{About, Ending};
 pub use process::kept::{

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use wardian_network::Network;
-use wardian_runtime::stats::{Files, Stats};
+use wardian_runtime::stats::{Files, Stalls, Stats};
 
 /// Containers that one thread reads: another thread for fewer is not worth its wake-up.
 const CHUNK: usize = 64;
@@ -42,6 +42,21 @@ pub struct Metrics {
 fn traffic(pid: i32) -> Option<(u64, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
     wardian_sys::procfs::traffic(&text)
+}
+
+/// What a container uses, and its limits.
+#[derive(Debug, Clone)]
+pub struct Usage {
+    /// Its handle.
+    pub handle: String,
+    /// Its id.
+    pub id: String,
+    /// What it uses.
+    pub metrics: Metrics,
+    /// Its limits, as [`Engine::limits`] returns them.
+    pub limits: Limits,
+    /// How long its tasks have waited for resources.
+    pub stalls: Stalls,
 }
 
 type Peas = HashMap<String, (Arc<Container>, Pea)>;
@@ -77,6 +92,25 @@ impl Engine {
             all.extend(chunk.await.unwrap_or_default());
         }
         all
+    }
+
+    /// Returns what each container uses, by handle; without those that are being created or destroyed. It reads cgroups,
+    /// one container after the other.
+    pub fn usages(&self) -> impl Iterator<Item = Usage> + '_ {
+        let mut all: Vec<Arc<Container>> = self.shared.lock().values().cloned().collect();
+        all.sort_unstable_by(|a, b| a.handle.cmp(&b.handle));
+        all.into_iter().filter_map(|container| {
+            let metrics = self.read_metrics(&container.handle, &mut None).ok()?;
+            let limits = self.limits(&container.handle).ok()?;
+            let stalls = container.files(&self.shared).stalls();
+            Some(Usage {
+                handle: container.handle.clone(),
+                id: container.id.clone(),
+                metrics,
+                limits,
+                stalls,
+            })
+        })
     }
 
     /// Reads one usage. `peas` is filled once a handle is not that of a container.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use wardian_network::Driver;
 use wardian_network::outside::Programs;
+use wardian_store::Summary;
 
 /// The server: what it is set to, and what it has.
 #[derive(Debug, Clone)]
@@ -28,8 +29,8 @@ pub struct Overall {
     pub stopped: usize,
     /// Images with a name.
     pub images: usize,
-    /// Bytes of all layers on disk.
-    pub layers_bytes: u64,
+    /// The layers of the store, and its trash.
+    pub store: Summary,
     /// Bytes that are left on the store's file system.
     pub available_bytes: u64,
     /// What containers may have or must do with, by the server's settings, in words that do not change.
@@ -75,7 +76,7 @@ impl Engine {
             running,
             stopped: containers.len() - running,
             images: shared.store.images().map_err(Error::store("info"))?.len(),
-            layers_bytes: shared.store.layers_bytes().map_err(Error::store("info"))?,
+            store: shared.store.summary().map_err(Error::store("info"))?,
             available_bytes: disk.f_bavail * disk.f_frsize,
             features: [
                 (!config.disable_privileged, "privileged"),

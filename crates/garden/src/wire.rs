@@ -5,10 +5,12 @@
 mod containers;
 mod info;
 mod metrics;
+mod usage;
 
 pub use containers::{Container, Details, Handle, MAIN, Mount, OutputNote, ProcessState};
 pub use info::{Counts, RegistryInfo, ServerInfo, StoreInfo};
 pub use metrics::{BulkInfo, BulkMetrics, CPUStat, DiskStat, MemoryStat, Metrics, NetworkStat, PidStat};
+pub use usage::Usage;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -73,13 +73,15 @@ pub enum Need {
     /// `cni`: the CNI plugins `bridge`, `host-local`, `portmap` and `bandwidth` are in `/opt/cni/bin` or `/usr/lib/cni`,
     /// and the program `iptables` runs, which `portmap` uses.
     Cni,
+    /// `chromium`: the program `chromium` runs (of Debian's package of this name).
+    Chromium,
     /// `registry`: the program `docker-registry` runs (of Debian's package of this name).
     Registry,
 }
 
 impl Need {
     /// All needs.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Root,
         Self::CgroupV1,
         Self::CgroupV2,
@@ -92,6 +94,7 @@ impl Need {
         Self::Nftables,
         Self::TrafficControl,
         Self::Cni,
+        Self::Chromium,
         Self::Registry,
     ];
 
@@ -111,6 +114,7 @@ impl Need {
             Self::Nftables => "nftables",
             Self::TrafficControl => "traffic-control",
             Self::Cni => "cni",
+            Self::Chromium => "chromium",
             Self::Registry => "registry",
         }
     }
@@ -152,6 +156,7 @@ impl Need {
                 };
                 ["/opt/cni/bin", "/usr/lib/cni"].into_iter().any(has) && runs("iptables", "--version")
             }
+            Self::Chromium => runs("chromium", "--version"),
             Self::Registry => runs("docker-registry", "--version"),
         }
     }

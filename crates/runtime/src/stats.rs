@@ -57,6 +57,15 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// The bytes of files that wait for writeback, and those under it; `None`: the kernel does not tell.
+    pub fn unwritten(&self) -> (Option<u64>, Option<u64>) {
+        let find =
+            |names: [&str; 2]| self.values().find(|(name, _)| names.contains(name)).map(|(_, value)| value);
+        (find(["total_dirty", "file_dirty"]), find(["total_writeback", "file_writeback"]))
+    }
+}
+
 /// One reading of a cgroup's usage.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -68,6 +77,17 @@ pub struct Stats {
     pub pids: u64,
 }
 
+/// Microseconds since the cgroup was made in which some of its tasks waited for a resource; `None`: unknown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stalls {
+    /// For a disk.
+    pub io: Option<u64>,
+    /// For memory.
+    pub memory: Option<u64>,
+    /// For a processor.
+    pub cpu: Option<u64>,
+}
+
 /// Paths of a cgroup's statistics. A file that does not exist belongs to a missing controller: its values are zero.
 #[derive(Debug, Clone, Default)]
 pub struct Files {
@@ -76,6 +96,8 @@ pub struct Files {
     /// v1: `cpuacct.usage` and `cpuacct.stat`; v2: `cpu.stat` alone.
     cpu: Vec<PathBuf>,
     pids: Option<PathBuf>,
+    /// v2: the directory, which has the files of pressure.
+    pressure: Option<PathBuf>,
     /// Number of our own threads in the cgroup, which are not reported.
     own: u64,
 }
@@ -98,8 +120,21 @@ impl Files {
                 None => Vec::new(),
             },
             own: u64::from(keeper && pids.as_ref().is_some_and(|(_, v1)| *v1)),
+            pressure: match file("cpu", "", "cpu.pressure") {
+                Some((path, false)) => path.parent().map(Path::to_owned),
+                _ => None,
+            },
             pids: path(pids),
         }
+    }
+
+    /// Returns how long some of its tasks have waited; all is unknown with cgroup v1, and on a kernel that does not count.
+    pub fn stalls(&self) -> Stalls {
+        let total = |name: &str| {
+            let text = read(&self.pressure.as_ref()?.join(name)).ok()??;
+            wardian_sys::pressure::parse_psi(&text).map(|psi| psi.some.total_us)
+        };
+        Stalls { io: total("io.pressure"), memory: total("memory.pressure"), cpu: total("cpu.pressure") }
     }
 
     /// Reads all statistics.
@@ -205,6 +240,10 @@ mod tests {
     fn memory_of_v2() {
         let text = "anon 4096\nfile 8192\nkernel 99\nswapcached 10\ninactive_anon 1\ninactive_file 8000\n";
         assert_eq!(Memory::new(text.into()).towards_limit(), 4298);
+        let dirty = Memory::new("dirty 1\ntotal_dirty 4096\ntotal_writeback 8192\n".into()).unwritten();
+        assert_eq!(dirty, (Some(4096), Some(8192)));
+        let dirty = Memory::new("file 9\nfile_dirty 4096\nfile_writeback 0\n".into()).unwritten();
+        assert_eq!((dirty, Memory::default().unwritten()), ((Some(4096), Some(0)), (None, None)));
         // The counters are not read at one instant.
         assert_eq!(Memory::new("anon 1\ninactive_file 5\n".into()).towards_limit(), 0);
         assert_eq!(Memory::default().towards_limit(), 0);

@@ -12,7 +12,7 @@ use crate::reply::{Reply, ReplyBody, text};
 use crate::socket::Arrival;
 use crate::state::State;
 use crate::taken::Taken;
-use crate::{attach, handler};
+use crate::{attach, handler, page};
 use bytes::Bytes;
 use http_body_util::Either;
 use hyper::Request;
@@ -83,7 +83,12 @@ async fn answer(
     take: mpsc::Sender<handler::Taking>,
     place: Arc<Place>,
 ) -> io::Result<hyper::Response<Made>> {
-    let refusal = host::refusal(request.headers(), request.uri(), hosts.as_deref());
+    let page = state.page.clone().filter(|_| page::is_meant(request.uri().path()));
+    let refusal = match page {
+        // It looks at where a request is from by itself, because browsers are its clients.
+        Some(_) => None,
+        None => host::refusal(request.headers(), request.uri(), hosts.as_deref()),
+    };
     let works = place.works(|| refusal.is_none() && handler::fetches(&state, &request));
     let works = tokio::select! {
         biased;
@@ -94,9 +99,10 @@ async fn answer(
         tracing::debug!("a connection is closed: there is no place for its request");
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    let reply: Reply = match refusal {
-        Some((status, why)) => text(status, why),
-        None => {
+    let reply: Reply = match (refusal, page) {
+        (Some((status, why)), _) => text(status, why),
+        (None, Some(page)) => page::reply(&state, &page, request, hosts.as_deref()).await,
+        (None, None) => {
             request.extensions_mut().insert(cut);
             request.extensions_mut().insert(place.clone());
             handler::handle(state, request, take).await?

@@ -220,7 +220,11 @@ pub(crate) fn overall(about: &engine::Overall) -> wire::ServerInfo {
         containers: wire::Counts { running: about.running, stopped: about.stopped },
         store: wire::StoreInfo {
             images: about.images,
-            layers_bytes: about.layers_bytes,
+            layers: about.store.layers,
+            layers_bytes: about.store.layers_bytes,
+            fragile_layers: about.store.fragile,
+            suspect_layers: about.store.suspect,
+            trash: about.store.trash,
             available_bytes: about.available_bytes,
         },
         registries: wire::RegistryInfo {

@@ -7,7 +7,7 @@ use hyper::{Method, Uri};
 
 /// Whether a server on this TCP port, whose host has these names, would answer.
 pub fn is_answered(headers: &HeaderMap, uri: &Uri, names: &[String], port: u16) -> bool {
-    refusal(headers, uri, Some(&Hosts::new(names, port))).is_none()
+    refusal(headers, uri, Some(&Hosts::new(names, ([127, 0, 0, 1], port).into()))).is_none()
 }
 
 /// Finds the route, and the handles that a query names; `None` if the handles are refused.

@@ -359,6 +359,12 @@ async fn answer(
             };
             large::reply(state, cut, say).await?
         }
+        Route::Usages => {
+            let engine = engine.clone();
+            let say =
+                move |out: &mut dyn Write| large::list(out, engine.usages().map(|usage| seen::usage(&usage)));
+            large::large(state, cut, say).await?
+        }
         Route::Details => {
             let with_env = query(request.uri().query()).contains_key("env");
             let (theirs, handle) = (engine.clone(), handle.to_owned());

@@ -11,7 +11,7 @@
 
 use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN};
 use hyper::{StatusCode, Uri};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A browser's header that tells what caused a request: a page, or (`none`) the user.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -22,6 +22,8 @@ const HTTP_PORT: u16 = 80;
 #[derive(Debug)]
 pub(crate) struct Hosts {
     names: Vec<String>,
+    /// The same for the monitor, whose clients are browsers.
+    pub(crate) page: wardian_monitor::Hosts,
     /// `api` counts as a name of this host: Garden's clients use it.
     garden: bool,
 }
@@ -30,9 +32,10 @@ pub(crate) struct Hosts {
 pub(crate) type Refusal = (StatusCode, &'static str);
 
 impl Hosts {
-    /// Makes the names for a server that listens on this TCP port.
-    pub(crate) fn new(names: &[String], port: u16) -> Self {
-        Self { names: names.to_vec(), garden: port != HTTP_PORT }
+    /// Makes the names for a server that listens at this TCP address.
+    pub(crate) fn new(names: &[String], address: SocketAddr) -> Self {
+        let page = wardian_monitor::Hosts::new(address, names);
+        Self { names: names.to_vec(), page, garden: address.port() != HTTP_PORT }
     }
 
     /// Whether `host`, which may include a port, is one of this server's. A host after user information
@@ -97,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_host_is_an_address_or_a_name_of_ours() {
-        let hosts = Hosts::new(&["Cell-1.example".to_owned()], 7777);
+        let hosts = Hosts::new(&["Cell-1.example".to_owned()], SocketAddr::from(([127, 0, 0, 1], 7777)));
         for ours in [
             "127.0.0.1:7777",
             "10.1.2.3",
@@ -143,7 +146,10 @@ mod tests {
         {
             assert_eq!(asked(&[(HOST, "api")], uri, Some(&hosts)), misdirected, "{uri}");
         }
-        assert_eq!(asked(&[(HOST, "api")], "/ping", Some(&Hosts::new(&[], 80))), misdirected);
+        assert_eq!(
+            asked(&[(HOST, "api")], "/ping", Some(&Hosts::new(&[], SocketAddr::from(([127, 0, 0, 1], 80))))),
+            misdirected
+        );
         let bad = Some(StatusCode::BAD_REQUEST);
         assert_eq!(asked(&[], "/ping", Some(&hosts)), bad);
         assert_eq!(asked(&[(HOST, "api"), (HOST, "evil.example")], "/ping", Some(&hosts)), bad);

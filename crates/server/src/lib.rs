@@ -18,6 +18,7 @@ mod kept;
 mod large;
 mod listen;
 mod newcomers;
+mod page;
 mod patience;
 mod reply;
 mod room;
@@ -48,6 +49,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use wardian_engine::Engine;
+use wardian_monitor::Page;
 
 /// How long a shutdown waits for requests that are being answered.
 const GRACE: Duration = Duration::from_secs(10);
@@ -63,6 +65,8 @@ pub struct Options {
     /// How long a tar on its way into or out of a container may stand still before it is cancelled, whichever
     /// side is at fault; `None`: without a bound.
     pub transfer_patience: Option<Duration>,
+    /// The monitor, which is served at `/monitor`; `None`: there is none.
+    pub page: Option<Arc<Page>>,
     /// The debug server; `None`: there is none.
     pub debug: Option<Debug>,
 }
@@ -84,11 +88,13 @@ pub async fn serve(
         engine,
         streams: stream::Streams::default(),
         rooms: Default::default(),
+        page: options.page.clone(),
         head_timeout: options.head_timeout,
         patience: patience::Patience(options.transfer_patience),
         stop: stopped,
         work: work.downgrade(),
     });
+    let watching = options.page.map(|page| tokio::spawn(async move { page.run().await }));
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
         accepting.spawn(api(listener, state.clone(), door.clone()));
@@ -98,8 +104,8 @@ pub async fn serve(
         () = async { while accepting.join_next().await.is_some() {} } => {}
     }
     accepting.shutdown().await;
-    if let Some(debug) = debug {
-        debug.abort();
+    for task in debug.into_iter().chain(watching) {
+        task.abort();
     }
     stop.send_replace(true);
     state.engine.give_up_images().await;

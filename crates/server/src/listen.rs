@@ -137,8 +137,7 @@ impl Listener {
     }
 
     fn tcp(listener: TcpListener, options: &SocketOptions) -> io::Result<Self> {
-        let port = listener.local_addr()?.port();
-        let hosts = Arc::new(Hosts::new(&options.host_names, port));
+        let hosts = Arc::new(Hosts::new(&options.host_names, listener.local_addr()?));
         Ok(Self(Kind::Tcp { listener, tls: options.tls.clone(), hosts }))
     }
 

@@ -55,6 +55,8 @@ pub(crate) enum Route {
     ImagesUnderWay,
     /// The events from now on; wardian's own.
     Events,
+    /// What containers use; wardian's own.
+    Usages,
     /// Containers with their images and processes; wardian's own.
     Overviews,
     /// All that is known of one; wardian's own.
@@ -111,7 +113,7 @@ impl Route {
 }
 
 /// Method, path, route. `:x` stands for one segment. The order is that of the `Allow` header.
-const TABLE: [(&str, &str, Route); 49] = [
+const TABLE: [(&str, &str, Route); 50] = [
     ("GET", "/ping", Route::Ping),
     ("GET", "/capacity", Route::Capacity),
     ("POST", "/containers", Route::Create),
@@ -151,6 +153,7 @@ const TABLE: [(&str, &str, Route); 49] = [
     ("GET", "/wardian/containers/:handle/changes", Route::Changes),
     ("GET", "/wardian/images/under_way", Route::ImagesUnderWay),
     ("GET", "/wardian/events", Route::Events),
+    ("GET", "/wardian/usage", Route::Usages),
     ("GET", "/wardian/containers", Route::Overviews),
     ("GET", "/wardian/containers/:handle", Route::Details),
     ("GET", "/wardian/containers/:handle/handle", Route::Named),

@@ -3,7 +3,9 @@
 use crate::convert::{address, port};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use wardian_engine::{About, Condition, Ending, Engine, Kept, Network, Overview, Process, Result, Seen};
+use wardian_engine::{
+    About, Condition, Ending, Engine, Kept, Network, Overview, Process, Result, Scope, Seen, Usage,
+};
 use wardian_garden::wire;
 
 fn state(condition: &Condition) -> (&str, &str) {
@@ -67,6 +69,36 @@ pub(crate) fn container(seen: &Overview) -> wire::Container {
         external_address: address(network.and_then(Network::external)),
         ports: network.map(|network| network.mappings().iter().map(port).collect()).unwrap_or_default(),
         properties: BTreeMap::clone(&seen.properties()),
+    }
+}
+
+pub(crate) fn usage(usage: &Usage) -> wire::Usage {
+    let Usage { handle, id, metrics, limits, stalls } = usage;
+    let (dirty_bytes, writeback_bytes) = metrics.stats.memory.unwritten();
+    // Without a limit nothing counts, and what the container wrote is of interest.
+    let of_image = if limits.disk.bytes.is_some() { metrics.disk_image_bytes } else { 0 };
+    wire::Usage {
+        handle: handle.clone(),
+        id: id.clone(),
+        age: metrics.age.as_nanos().try_into().unwrap_or(i64::MAX),
+        memory_bytes: metrics.stats.memory.towards_limit(),
+        memory_limit: limits.memory_bytes,
+        dirty_bytes,
+        writeback_bytes,
+        cpu: metrics.stats.cpu.usage,
+        cpu_shares: limits.cpu_shares,
+        pids: metrics.stats.pids,
+        pids_limit: limits.pids,
+        rx_bytes: metrics.traffic.map(|(received, _)| received),
+        tx_bytes: metrics.traffic.map(|(_, sent)| sent),
+        disk_bytes: match limits.disk.scope {
+            Scope::Exclusive => metrics.disk_exclusive_bytes,
+            Scope::Total => metrics.disk_exclusive_bytes + of_image,
+        },
+        disk_limit: limits.disk.bytes.unwrap_or(0),
+        io_stalled_us: stalls.io,
+        memory_stalled_us: stalls.memory,
+        cpu_stalled_us: stalls.cpu,
     }
 }
 

@@ -3,9 +3,11 @@
 use crate::patience::Patience;
 use crate::room::Rooms;
 use crate::stream::Streams;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use wardian_engine::Engine;
+use wardian_monitor::Page;
 
 /// The state that all connections share.
 pub(crate) struct State {
@@ -13,6 +15,8 @@ pub(crate) struct State {
     pub(crate) streams: Streams,
     /// Rooms for ordinary clients, and for those with reserved places.
     pub(crate) rooms: [Rooms; 2],
+    /// What is served at `/monitor`.
+    pub(crate) page: Option<Arc<Page>>,
     pub(crate) head_timeout: Option<Duration>,
     pub(crate) patience: Patience,
     /// True once the server is stopping.

@@ -74,7 +74,7 @@ pub use work::collect::{Collected, Garbage};
 pub use work::erase;
 pub use work::fetch::{Opened, ToFetch};
 pub use work::publish::{Parts, Published, PublishedUsage};
-pub use work::usage::{ImageUsage, LayerInfo, RootfsUsage, Usage, VolumeUsage};
+pub use work::usage::{ImageUsage, LayerInfo, RootfsUsage, Summary, Usage, VolumeUsage};
 pub use work::volume::{self, Volume};
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `wardian lab`.
 
 mod history;
-mod kept;
+pub mod kept;
 mod repeat;
 mod scale;
 mod teardown;

@@ -16,6 +16,7 @@ mod image;
 mod info;
 mod lab;
 mod log;
+mod monitor;
 mod package;
 mod print;
 mod reset;
@@ -104,6 +105,8 @@ enum Command {
     /// Experiments that show what waits for the disk
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Serve a web page that shows the lab's runs over time, and containers as they live
+    Monitor(monitor::Args),
     /// Print what the server is set to and has, and where this program's own settings are from
     Info(info::Args),
     /// Print the versions of this program and of the server
@@ -190,6 +193,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Rootfs(args) => rootfs::run(args),
         Command::Store(args) => store::run(args),
         Command::Lab(command) => lab::run(command),
+        Command::Monitor(args) => monitor::run(args),
         Command::Info(args) => info::info(&args),
         Command::Version(args) => info::version(&args),
         Command::Why(args) => why::run(&args),

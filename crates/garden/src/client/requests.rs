@@ -15,7 +15,7 @@ use crate::wire::{
     BandwidthLimits, BulkInfo, BulkMetrics, Capacity, Changes, Container, ContainerInfo, ContainerSpec,
     CpuLimits, Created, Details, DiskLimits, Handle, HandleList, History, ImageUnderWay, MemoryLimits,
     Metrics, NetIn, NetOutRule, ProcessSpec, ProcessState, PropertyValue, ServerInfo, Signal, Stop, Top,
-    Volume, VolumeSpec,
+    Usage, Volume, VolumeSpec,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -221,6 +221,11 @@ impl Client {
     /// Returns the containers that have all these properties, with their images and processes, by handle. Wardian's own.
     pub async fn containers(&self, properties: &BTreeMap<String, String>) -> Result<Vec<Container>> {
         self.exact(&format!("/wardian/containers{}", query(properties))).await
+    }
+
+    /// Returns what each container uses, by handle. Wardian's own.
+    pub async fn usages(&self) -> Result<Vec<Usage>> {
+        self.exact("/wardian/usage").await
     }
 
     /// Returns all that is known of a container; its variables only `with_env`. Wardian's own.

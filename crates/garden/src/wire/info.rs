@@ -48,8 +48,16 @@ pub struct Counts {
 pub struct StoreInfo {
     /// Images with a name.
     pub images: usize,
+    /// Layers.
+    pub layers: usize,
     /// Bytes of all layers on the disk.
     pub layers_bytes: u64,
+    /// Layers that a power cut may cost: they are not known to be on the disk yet.
+    pub fragile_layers: usize,
+    /// Layers that no container gets, because they may be damaged.
+    pub suspect_layers: usize,
+    /// Directories and files that wait for their deletion.
+    pub trash: usize,
     /// Bytes that are left on the file system.
     pub available_bytes: u64,
 }

@@ -11,7 +11,7 @@ use wardian_image::Remote;
 use wardian_sys::failpoint;
 
 use super::collect::{Collected, Garbage};
-use super::usage::{LayerInfo, Usage};
+use super::usage::{LayerInfo, Summary, Usage};
 use super::{fetch, open, steward};
 use crate::config::Config;
 use crate::disk::files;
@@ -310,12 +310,12 @@ impl Store {
         self.0.garbage(garbage)
     }
 
-    /// Returns the bytes that all layers take on the disk, from their records.
+    /// Returns the numbers of layers and trash, and the bytes of all layers, from their records.
     ///
     /// # Errors
     /// The records cannot be read.
-    pub fn layers_bytes(&self) -> Result<u64> {
-        self.0.layers_bytes()
+    pub fn summary(&self) -> Result<Summary> {
+        self.0.summary()
     }
 
     /// Returns the space that the store's parts take. It walks over everything that is not a layer, which may take

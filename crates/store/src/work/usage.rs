@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use serde::Serialize;
 
 use crate::disk::blocks::entry_bytes;
-use crate::disk::files;
 use crate::disk::record::Record;
+use crate::disk::{files, layout};
 use crate::error::Result;
 use crate::images::image;
 use crate::layers::layer;
@@ -99,10 +99,34 @@ pub struct RootfsUsage {
     pub writeback_error: Option<String>,
 }
 
+/// The layers and the trash, in numbers that are known without a walk over files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Layers.
+    pub layers: usize,
+    /// Bytes that they take.
+    pub layers_bytes: u64,
+    /// Those that are trusted, and not known to be on the disk yet.
+    pub fragile: usize,
+    /// Those that are given to nobody.
+    pub suspect: usize,
+    /// Entries of the trash, which wait for their deletion.
+    pub trash: usize,
+}
+
 impl Inner {
-    /// Returns the bytes that all layers take, from their records.
-    pub(crate) fn layers_bytes(&self) -> Result<u64> {
-        Ok(self.seen_layers()?.iter().map(|seen| seen.record.size()).sum())
+    /// Returns the numbers of layers and trash, from the records.
+    pub(crate) fn summary(&self) -> Result<Summary> {
+        let trash = files::names(&self.layout.trash)
+            .map_err(|error| layout::Error::List { name: "trash", source: error.into() })?;
+        let mut summary = Summary { trash: trash.len(), ..Summary::default() };
+        for seen in self.seen_layers()? {
+            summary.layers += 1;
+            summary.layers_bytes += seen.record.size();
+            summary.suspect += usize::from(!seen.trusted);
+            summary.fragile += usize::from(seen.trusted && !seen.record.durable);
+        }
+        Ok(summary)
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {

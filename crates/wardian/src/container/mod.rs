@@ -16,7 +16,7 @@ pub mod network;
 pub mod pause;
 pub mod ps;
 pub mod run;
-mod session;
+pub mod session;
 pub mod signal;
 pub mod spec;
 pub mod stats;
@@ -109,6 +109,11 @@ impl Server {
                 clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, text).exit()
             }
         }
+    }
+
+    /// Returns the address.
+    pub fn address(&self) -> &Address {
+        &self.socket
     }
 
     /// Whether the server is on this host, and so has the same files.

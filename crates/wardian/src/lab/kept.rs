@@ -19,15 +19,19 @@ pub struct Place {
     history: Option<PathBuf>,
 }
 
+/// Returns the path that is used unless a flag names one; `None` if the environment wants no history.
+pub fn usual() -> Option<PathBuf> {
+    match std::env::var_os(VARIABLE) {
+        Some(path) if path.is_empty() => None,
+        Some(path) => Some(PathBuf::from(path)),
+        None => Some(PathBuf::from(PATH)),
+    }
+}
+
 impl Place {
     /// Returns the path; `None` if the environment wants no history.
     pub fn path(&self) -> Option<PathBuf> {
-        let named = || match std::env::var_os(VARIABLE) {
-            Some(path) if path.is_empty() => None,
-            Some(path) => Some(PathBuf::from(path)),
-            None => Some(PathBuf::from(PATH)),
-        };
-        self.history.clone().or_else(named)
+        self.history.clone().or_else(usual)
     }
 
     /// Whether the user has named a file.

@@ -141,7 +141,13 @@ async fn serve(settings: Args, keeper: PathBuf, inherited: Vec<OwnedFd>, filter:
     let head_timeout = Some(settings.read_header_timeout).filter(|time| !time.is_zero());
     let transfer_patience = Some(settings.transfer_patience).filter(|time| !time.is_zero());
     let max_connections = settings.connections();
-    let server = Options { max_connections, head_timeout, transfer_patience, debug };
+    let socket = listeners.iter().find_map(|listener| match listener.address() {
+        // One in the abstract name space has no path.
+        Ok(ListenAddr::Unix(path)) if path.is_absolute() => Some(path),
+        _ => None,
+    });
+    let page = Some(crate::monitor::of_server(socket.as_deref()));
+    let server = Options { max_connections, head_timeout, transfer_patience, page, debug };
     let stop = async {
         let name = tokio::select! {
             () = interrupt.recv() => "SIGINT",
