@@ -75,11 +75,15 @@ pub enum Need {
     Cni,
     /// `registry`: the program `docker-registry` runs (of Debian's package of this name).
     Registry,
+    /// `podman`: the effective user is 0, and the program `podman` runs.
+    Podman,
+    /// `containerd`: the effective user is 0, and the programs `containerd`, `ctr` and `runc` run.
+    Containerd,
 }
 
 impl Need {
     /// All needs.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Root,
         Self::CgroupV1,
         Self::CgroupV2,
@@ -93,6 +97,8 @@ impl Need {
         Self::TrafficControl,
         Self::Cni,
         Self::Registry,
+        Self::Podman,
+        Self::Containerd,
     ];
 
     /// The name in messages and in [`VARIABLE`].
@@ -112,6 +118,8 @@ impl Need {
             Self::TrafficControl => "traffic-control",
             Self::Cni => "cni",
             Self::Registry => "registry",
+            Self::Podman => "podman",
+            Self::Containerd => "containerd",
         }
     }
 
@@ -153,6 +161,10 @@ impl Need {
                 ["/opt/cni/bin", "/usr/lib/cni"].into_iter().any(has) && runs("iptables", "--version")
             }
             Self::Registry => runs("docker-registry", "--version"),
+            Self::Podman => root() && runs("podman", "--version"),
+            Self::Containerd => {
+                root() && ["containerd", "ctr", "runc"].into_iter().all(|program| runs(program, "--version"))
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `wardian lab`.
 
+mod compare;
 mod scale;
 mod teardown;
 
@@ -16,12 +17,16 @@ use wardian_lab::{Interrupted, bench, record};
 pub enum Command {
     /// Scale an app from one instance to many, with a health check beside each, and back to none
     Scale(scale::Args),
+    Compare(compare::Args),
     /// Measure what wardian promises: containers that come and go, the calls of the Garden API, or the network
     Bench(Bench),
     /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
     Teardown(teardown::Args),
     /// Run a command and tell who wrote to the disk meanwhile, why, and who waited
     Record(Record),
+    /// The init of the namespaces in which `compare` runs other engines
+    #[command(hide = true)]
+    Hold,
 }
 
 /// What to measure.
@@ -78,6 +83,9 @@ fn file() -> impl TypedValueParser<Value = PathBuf> {
 
 /// Run an experiment and print what it found.
 pub fn run(command: Command) -> Result<ExitCode> {
+    if let Command::Hold = command {
+        return wardian_lab::compare::init().map(|()| ExitCode::SUCCESS);
+    }
     let program = std::env::current_exe().context("find this program")?;
     for line in Records::usual().restore() {
         crate::print::say(&crate::print::tame(&line));
@@ -85,6 +93,8 @@ pub fn run(command: Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     match command {
         Command::Scale(args) => args.run(&runtime, program)?,
+        Command::Compare(args) => return args.run(&runtime, program),
+        Command::Hold => {}
         Command::Bench(args) => {
             let root = args.root.as_deref();
             let is_network = matches!(args.subject, Subject::Network);
