@@ -144,20 +144,8 @@ impl Instance {
 
     /// Runs a health check in a pea, which retries until the app is up, and then asks through the mapped port.
     pub async fn pea(&self) -> Result<Ended> {
-        // Every attempt starts two processes, and a hundred peas check at once: the longer a pea has waited the
-        // longer its pause, but at most an eighth of the time waited, or the 10 ms of the first pause.
         let address = self.place.as_ref().map_or("127.0.0.1", |place| place.address.as_str());
-        let through = self
-            .place
-            .as_ref()
-            .map(|place| format!(" && wget -q -O /dev/null http://{}/health", place.mapped));
-        let through = through.unwrap_or_default();
-        let ask = format!(
-            "w=0; while [ $w -lt {HEALTH_PATIENCE} ]; do \
-             wget -q -O - http://{address}:{PORT}/health 2>/dev/null && {{ true{through}; exit; }}; \
-             p=$((10 + w / 8)); [ $p -lt 500 ] || p=500; w=$((w + p)); sleep $(printf 0.%03d $p); done; \
-             echo 'the app does not answer' >&2; exit 1"
-        );
+        let ask = health_check(address, self.place.as_ref().map(|place| place.mapped.as_str()));
         let what = format!("health check in {}", self.handle);
         let ended = self.run("/bin/sh", &["-c", &ask], "", true).await.context(what.clone())?;
         if ended.status != 0 || ended.stdout != HEALTHY.as_bytes() {
@@ -175,19 +163,10 @@ impl Instance {
     /// Reads a file of the code back in the container and compares its digest; checks that the directory is
     /// unchanged, without a trace of [`Instance::scribble`].
     pub async fn verify(&self, sample: &Sample) -> Result<()> {
-        let Sample { file, digest } = sample;
-        let look = format!("cd {APP} && sha256sum {file} && cat health && ls | grep {SCRIBBLED}; true");
-        let ended = self.run("/bin/sh", &["-c", &look], USER, false).await?;
-        let found = String::from_utf8_lossy(&ended.stdout);
-        ensure!(
-            ended.status == 0 && found == format!("{digest}  {file}\n{HEALTHY}"),
-            "the code in {} is not what was put there: expected {file} with {digest} and the health page, found \
-             {found:?} {:?} (status {})",
-            self.handle,
-            String::from_utf8_lossy(&ended.stderr),
-            ended.status
-        );
-        Ok(())
+        let ended = self.run("/bin/sh", &["-c", &reading_of(sample)], USER, false).await?;
+        check_reading(sample, &self.handle, &ended.stdout).map_err(|error| {
+            anyhow!("{error} {:?} (status {})", String::from_utf8_lossy(&ended.stderr), ended.status)
+        })
     }
 
     /// Writes into the app's directory: a new file, and over an old one. No other instance may see that.
@@ -265,6 +244,37 @@ impl Instance {
     pub async fn destroy(&self) -> Result<()> {
         patient(self.client.destroy(&self.handle)).await.with_context(|| format!("destroy {}", self.handle))
     }
+}
+
+/// A health check: a shell's script that retries until the app at this address is up, prints its answer, and then asks
+/// through the mapped port, if there is one.
+pub(crate) fn health_check(address: &str, mapped: Option<&str>) -> String {
+    // Every attempt starts two processes, and a hundred peas check at once: the longer a pea has waited the longer its
+    // pause, but at most an eighth of the time waited, or the 10 ms of the first pause.
+    let through = mapped.map(|mapped| format!(" && wget -q -O /dev/null http://{mapped}/health"));
+    let through = through.unwrap_or_default();
+    format!(
+        "w=0; while [ $w -lt {HEALTH_PATIENCE} ]; do \
+         wget -q -O - http://{address}:{PORT}/health 2>/dev/null && {{ true{through}; exit; }}; \
+         p=$((10 + w / 8)); [ $p -lt 500 ] || p=500; w=$((w + p)); sleep $(printf 0.%03d $p); done; \
+         echo 'the app does not answer' >&2; exit 1"
+    )
+}
+
+/// A shell's script that prints what [`check_reading`] checks.
+pub(crate) fn reading_of(sample: &Sample) -> String {
+    format!("cd {APP} && sha256sum {} && cat health && ls | grep {SCRIBBLED}; true", sample.file)
+}
+
+/// Checks what was read back in a container: a file of the code, and that nobody has changed the directory.
+pub(crate) fn check_reading(Sample { file, digest }: &Sample, name: &str, found: &[u8]) -> Result<()> {
+    let found = String::from_utf8_lossy(found);
+    ensure!(
+        found == format!("{digest}  {file}\n{HEALTHY}"),
+        "the code in {name} is not what was put there: expected {file} with {digest} and the health page, found \
+         {found:?}"
+    );
+    Ok(())
 }
 
 /// A request with a time limit.

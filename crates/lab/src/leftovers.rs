@@ -1,21 +1,30 @@
 //! What an experiment leaves when it is killed by SIGKILL, and how the next one restores it.
 //!
-//! A record on disk lists what was made and changed: a directory with files, settings of the kernel. Mounts need no
-//! record: they are in a mount namespace of the experiment and end with it.
+//! A record on disk lists what was made and changed: directories with files, settings of the kernel, cgroups, and
+//! servers that outlive the experiment. Mounts need no record: they are in a mount namespace of the experiment and end
+//! with it.
 
+use crate::cgroups::{groups, members, remove_group};
 use crate::ground::json;
 use crate::teardown::sysctl::{self, Setting, Values};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use wardian_sys::directory::Directory;
 
 /// Directory of the records.
 const RECORDS: &str = "/run/wardian-lab";
 /// Prefix of the names of experiments' directories.
 pub const PREFIX: &str = "wardian-lab-";
+/// Prefix of the names of all cgroups that experiments and their servers make.
+const GROUPS: &str = "wardian-";
+/// How long killed processes may take to leave their cgroups.
+const DYING: Duration = Duration::from_secs(10);
 
 /// What one experiment has made and changed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +39,15 @@ pub struct Left {
     pub changed: Vec<Setting>,
     /// All settings before the change.
     before: Values,
+    /// Names of cgroups, below the root of each hierarchy.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Processes that do not end with the experiment, each with its start time in ticks since the boot.
+    #[serde(default)]
+    processes: Vec<(u32, u64)>,
+    /// The directory of a server's live state.
+    #[serde(default)]
+    live: Option<PathBuf>,
 }
 
 /// A directory of records.
@@ -60,7 +78,17 @@ impl Records {
         let (folder, _) = Directory::make(&self.folder, 0o700).context("make the directory of records")?;
         let pid = std::process::id();
         let started = started(pid).context("find out when this process was started")?;
-        let left = Left { pid, started, boot: boot(), dir: None, changed: Vec::new(), before: Values::new() };
+        let left = Left {
+            pid,
+            started,
+            boot: boot(),
+            dir: None,
+            changed: Vec::new(),
+            before: Values::new(),
+            groups: Vec::new(),
+            processes: Vec::new(),
+            live: None,
+        };
         Ok(Record {
             lock_path: self.folder.join("lock"),
             folder,
@@ -100,17 +128,26 @@ impl Records {
             let _lock = lock(&self.folder.join("lock"))?;
             sysctl::restore(&left.before, &left.changed)?;
         }
-        let Some(dir) = &left.dir else { return Ok(()) };
-        // Only root writes records; still, only a directory with our prefix is deleted.
-        let ours = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
-        ensure!(ours, "{} is no experiment's directory", dir.display());
-        let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
-        match Directory::open_shared(above).and_then(|above| above.remove(name)) {
-            Err(error) if !error.is_missing() => {
-                Err(error).with_context(|| format!("remove {}", dir.display()))
+        if left.boot == boot() {
+            left.kill()?;
+            if let Some(live) = &left.live {
+                // A server whose run directory is on a disk has mounted a tmpfs there.
+                let _ = rustix::mount::unmount(live.join("run"), UnmountFlags::DETACH);
             }
-            _ => Ok(()),
         }
+        left.live.iter().chain(&left.dir).try_for_each(|dir| remove(dir))
+    }
+}
+
+/// Removes an experiment's directory.
+fn remove(dir: &Path) -> Result<()> {
+    // Only root writes records; still, only a directory with our prefix is deleted.
+    let ours = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    ensure!(ours, "{} is no experiment's directory", dir.display());
+    let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
+    match Directory::open_shared(above).and_then(|above| above.remove(name)) {
+        Err(error) if !error.is_missing() => Err(error).with_context(|| format!("remove {}", dir.display())),
+        _ => Ok(()),
     }
 }
 
@@ -134,7 +171,38 @@ impl Left {
         let settings = self.changed.iter().filter(|_| self.boot == boot()).map(|Setting { name, .. }| {
             ("sysctl", format!("vm.{name} (before: {})", self.before.get(name).copied().unwrap_or_default()))
         });
-        dir.chain(settings).collect()
+        let groups = self.groups.iter().filter(|name| self.boot == boot() && !groups(name).is_empty());
+        dir.chain(settings).chain(groups.map(|name| ("cgroup", name.clone()))).collect()
+    }
+
+    /// Kills the processes, and removes the cgroups with those that are in them.
+    fn kill(&self) -> Result<()> {
+        for (pid, start) in &self.processes {
+            if started(*pid) == Some(*start) {
+                kill(*pid);
+            }
+        }
+        let until = Instant::now() + DYING;
+        for name in &self.groups {
+            ensure!(name.starts_with(GROUPS) && !name.contains('/'), "{name:?} is no experiment's cgroup");
+            while let Some(dir) = groups(name).into_iter().next() {
+                for dir in groups(name) {
+                    members(&dir).into_iter().for_each(kill);
+                    remove_group(&dir);
+                }
+                if dir.is_dir() && Instant::now() > until {
+                    bail!("the cgroup {} cannot be removed: processes in it do not end", dir.display());
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
 
@@ -142,6 +210,37 @@ impl Record {
     /// Records the directory that is about to be filled.
     pub fn dir(&mut self, dir: &Path) -> Result<()> {
         self.left.dir = Some(dir.to_owned());
+        self.save()
+    }
+
+    /// Records the cgroup that is about to be made.
+    pub fn group(&mut self, name: &str) -> Result<()> {
+        self.left.groups.push(name.to_owned());
+        self.save()
+    }
+
+    /// Records a process that was started.
+    pub(crate) fn process(&mut self, pid: u32) -> Result<()> {
+        // One that has ended needs no record.
+        self.left.processes.extend(started(pid).map(|started| (pid, started)));
+        self.save()
+    }
+
+    /// Records a server: its process, its live state and its cgroup.
+    pub(crate) fn server(&mut self, live: &Path, group: Option<String>, pid: Option<u32>) -> Result<()> {
+        self.left.live = Some(live.to_owned());
+        self.left.groups.extend(group);
+        match pid {
+            Some(pid) => self.process(pid),
+            None => self.save(),
+        }
+    }
+
+    /// Drops the processes from the record, and what came with a server: they have ended.
+    pub(crate) fn processes_ended(&mut self) -> Result<()> {
+        self.left.processes.clear();
+        self.left.live = None;
+        self.left.groups.truncate(1);
         self.save()
     }
 
@@ -162,7 +261,8 @@ impl Record {
     /// to retry.
     pub fn end(self) -> Result<()> {
         sysctl::restore(&self.left.before, &self.left.changed)?;
-        if self.left.dir.as_ref().is_some_and(|dir| dir.exists()) {
+        let is_left = |dir: &PathBuf| dir.exists();
+        if self.left.dir.iter().chain(&self.left.live).any(is_left) || !self.left.processes.is_empty() {
             return Ok(());
         }
         Ok(self.folder.remove(&self.name)?)

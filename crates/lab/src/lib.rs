@@ -5,7 +5,9 @@
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod bench;
+mod cgroups;
 pub mod code;
+pub mod compare;
 mod crun;
 pub mod doctor;
 pub mod drive;

@@ -91,6 +91,16 @@ impl LocalServer {
         self.dir.path().join("root")
     }
 
+    /// The directory of live state.
+    pub(crate) fn live(&self) -> &Path {
+        self.live.path()
+    }
+
+    /// Name of its control group.
+    pub(crate) fn group(&self) -> Option<String> {
+        group(self.live.path())
+    }
+
     /// The server's process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
@@ -257,20 +267,22 @@ fn last_lines<'a>(lines: impl Iterator<Item = &'a str>, count: usize) -> String 
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Removes the empty cgroups of an instance that has ended.
-async fn remove_cgroups(live: &Path) {
-    let Ok(run) = Directory::open(&run(live)) else { return };
+/// Name of the cgroup of the instance with this live state.
+fn group(live: &Path) -> Option<String> {
+    let run = Directory::open(&run(live)).ok()?;
     let instance = ground::json(&run, "instance.json");
     let is_tag = |tag: &&str| !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_hexdigit());
-    let Some(tag) = instance["tag"].as_str().filter(is_tag) else {
-        return;
-    };
+    instance["tag"].as_str().filter(is_tag).map(|tag| format!("wardian-{tag}"))
+}
+
+/// Removes the empty cgroups of an instance that has ended.
+async fn remove_cgroups(live: &Path) {
+    let Some(name) = group(live) else { return };
     let top = Path::new("/sys/fs/cgroup");
     let directories = |path: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
         entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect()
     };
-    let name = format!("wardian-{tag}");
     let mut groups: Vec<PathBuf> = directories(top).iter().map(|hierarchy| hierarchy.join(&name)).collect();
     groups.push(top.join(&name));
     // Keepers that waited for a container end by themselves, shortly after their server.

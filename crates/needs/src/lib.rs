@@ -77,11 +77,15 @@ pub enum Need {
     Chromium,
     /// `registry`: the program `docker-registry` runs (of Debian's package of this name).
     Registry,
+    /// `podman`: the effective user is 0, and the program `podman` runs.
+    Podman,
+    /// `containerd`: the effective user is 0, and the programs `containerd`, `ctr` and `runc` run.
+    Containerd,
 }
 
 impl Need {
     /// All needs.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Root,
         Self::CgroupV1,
         Self::CgroupV2,
@@ -96,6 +100,8 @@ impl Need {
         Self::Cni,
         Self::Chromium,
         Self::Registry,
+        Self::Podman,
+        Self::Containerd,
     ];
 
     /// The name in messages and in [`VARIABLE`].
@@ -116,6 +122,8 @@ impl Need {
             Self::Cni => "cni",
             Self::Chromium => "chromium",
             Self::Registry => "registry",
+            Self::Podman => "podman",
+            Self::Containerd => "containerd",
         }
     }
 
@@ -158,6 +166,10 @@ impl Need {
             }
             Self::Chromium => runs("chromium", "--version"),
             Self::Registry => runs("docker-registry", "--version"),
+            Self::Podman => root() && runs("podman", "--version"),
+            Self::Containerd => {
+                root() && ["containerd", "ctr", "runc"].into_iter().all(|program| runs(program, "--version"))
+            }
         }
     }
 }

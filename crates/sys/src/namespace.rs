@@ -85,6 +85,22 @@ pub fn own_mounts() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", private)?)
 }
 
+/// Gives the calling thread a mount namespace, root and working directory of its own, and a pid namespace to the
+/// processes that it starts from then on: the first of them is the init of that namespace, and all of them are killed
+/// when it ends. Unmounts outside still reach the mounts inside, so that the copy keeps no disk busy; mounts made inside
+/// do not leave it.
+///
+/// The thread can start no other threads afterwards (EINVAL of clone(2)).
+///
+/// # Errors
+/// The kernel's: EPERM without CAP_SYS_ADMIN.
+pub fn own_mounts_and_processes() -> io::Result<()> {
+    // SAFETY: as in `own_mounts`; the pid namespace concerns only processes that are started later.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWPID) }?;
+    let from_outside = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change("/", from_outside)?)
+}
+
 /// The user namespace that owns a namespace (`NS_GET_USERNS`, ioctl_ns(2)).
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! `wardian lab`.
 
+mod compare;
 mod history;
 pub mod kept;
 mod repeat;
@@ -21,6 +22,7 @@ use wardian_lab::{Interrupted, bench, record, runs};
 pub enum Command {
     /// Scale an app from one instance to many, with a health check beside each, and back to none
     Scale(scale::Args),
+    Compare(compare::Args),
     /// Measure what wardian promises: containers that come and go, the calls of the Garden API, or the network
     Bench(Bench),
     /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
@@ -31,6 +33,9 @@ pub enum Command {
     History(history::Args),
     /// Run an experiment again and again, and tell when its figures change: for a host that watches
     Run(repeat::Args),
+    /// The init of the namespaces in which `compare` runs other engines
+    #[command(hide = true)]
+    Hold,
 }
 
 /// What to measure.
@@ -91,6 +96,9 @@ fn file() -> impl TypedValueParser<Value = PathBuf> {
 
 /// Run an experiment and print what it found.
 pub fn run(command: Command) -> Result<ExitCode> {
+    if let Command::Hold = command {
+        return wardian_lab::compare::init().map(|()| ExitCode::SUCCESS);
+    }
     let program = std::env::current_exe().context("find this program")?;
     for line in Records::usual().restore() {
         crate::print::say(&crate::print::tame(&line));
@@ -98,6 +106,8 @@ pub fn run(command: Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     match command {
         Command::Scale(args) => args.run(&runtime, program)?,
+        Command::Compare(args) => return args.run(&runtime, program),
+        Command::Hold => {}
         Command::Bench(args) => {
             let root = args.root.as_deref();
             let is_network = matches!(args.subject, Subject::Network);

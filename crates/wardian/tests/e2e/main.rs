@@ -15,6 +15,7 @@ mod cleaned;
 mod cli;
 mod client_bounds;
 mod commands;
+mod compare;
 mod completed;
 mod copies;
 mod debug_door;
