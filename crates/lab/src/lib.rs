@@ -5,12 +5,14 @@
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod bench;
+pub mod bisect;
 pub mod code;
 mod crun;
 pub mod doctor;
 pub mod drive;
 pub mod droplet;
 mod ground;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod instances;

@@ -1,5 +1,6 @@
 //! `wardian lab`.
 
+mod bisect;
 mod scale;
 mod teardown;
 
@@ -20,6 +21,8 @@ pub enum Command {
     Bench(Bench),
     /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
     Teardown(teardown::Args),
+    /// Run an experiment on several kernels, in virtual machines, and name the kernel that changed a figure
+    Bisect(Box<bisect::Args>),
     /// Run a command and tell who wrote to the disk meanwhile, why, and who waited
     Record(Record),
 }
@@ -104,6 +107,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Teardown(args) => args.run(&runtime)?,
+        Command::Bisect(args) => args.run(&runtime, &program)?,
         Command::Record(args) => {
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
             // Standard output belongs to the command.
