@@ -75,11 +75,15 @@ pub enum Need {
     Cni,
     /// `registry`: the program `docker-registry` runs (of Debian's package of this name).
     Registry,
+    /// `guests`: the programs `qemu-system-x86_64`, `busybox` and `mkfs.ext4` run.
+    Guests,
+    /// `apt-download`: apt fetches a package: `busybox-static`, of 1 MB, which is removed again.
+    AptDownload,
 }
 
 impl Need {
     /// All needs.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Root,
         Self::CgroupV1,
         Self::CgroupV2,
@@ -93,6 +97,8 @@ impl Need {
         Self::TrafficControl,
         Self::Cni,
         Self::Registry,
+        Self::Guests,
+        Self::AptDownload,
     ];
 
     /// The name in messages and in [`VARIABLE`].
@@ -112,6 +118,8 @@ impl Need {
             Self::TrafficControl => "traffic-control",
             Self::Cni => "cni",
             Self::Registry => "registry",
+            Self::Guests => "guests",
+            Self::AptDownload => "apt-download",
         }
     }
 
@@ -153,6 +161,12 @@ impl Need {
                 ["/opt/cni/bin", "/usr/lib/cni"].into_iter().any(has) && runs("iptables", "--version")
             }
             Self::Registry => runs("docker-registry", "--version"),
+            Self::Guests => {
+                runs("qemu-system-x86_64", "--version")
+                    && runs("busybox", "--help")
+                    && runs("mkfs.ext4", "-V")
+            }
+            Self::AptDownload => fetches(),
         }
     }
 }
@@ -189,6 +203,19 @@ fn shapes() -> bool {
         tc qdisc add dev i root tbf rate 1mbit burst 10k limit 10k";
     let mut shell = std::process::Command::new("unshare");
     shell.args(["-n", "sh", "-c", script]).output().is_ok_and(|output| output.status.success())
+}
+
+fn fetches() -> bool {
+    let name = format!("wardian-needs-apt-{}-{:?}", std::process::id(), std::thread::current().id());
+    let dir = std::env::temp_dir().join(name);
+    if fs::create_dir(&dir).is_err() {
+        return false;
+    }
+    let mut apt = std::process::Command::new("apt-get");
+    apt.args(["-qq", "-o", "APT::Sandbox::User=root", "download", "busybox-static"]).current_dir(&dir);
+    let fetched = apt.output().is_ok_and(|output| output.status.success());
+    let _ = fs::remove_dir_all(dir);
+    fetched
 }
 
 fn makes_devices() -> bool {

@@ -11,7 +11,8 @@ pub fn tie(command: &mut Command) {
     let parent = std::process::id();
     let before_exec = move || {
         // SAFETY: both calls are async-signal-safe and touch no memory.
-        let (tied, now) = unsafe { (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0), libc::getppid()) };
+        let (tied, now) =
+            unsafe { (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0), libc::getppid()) };
         if tied != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -70,7 +70,9 @@ impl Experiment {
                 Ok(Self::Command(rest.to_vec()))
             }
             Some((first, _)) => {
-                bail!("{first:?} is no experiment of a bisection: after `--` comes `teardown …`, or `cmd COMMAND …` for any other command")
+                bail!(
+                    "{first:?} is no experiment of a bisection: after `--` comes `teardown …`, or `cmd COMMAND …` for any other command"
+                )
             }
         }
     }
@@ -100,7 +102,9 @@ impl Experiment {
     /// The script that runs it in a guest. What was cached by the run before it is forgotten first.
     fn script(&self) -> String {
         let (how, words) = match self {
-            Self::Teardown(words) => (format!("wardian lab teardown --fs {DISK} --json {REPORT} --yes"), words),
+            Self::Teardown(words) => {
+                (format!("wardian lab teardown --fs {DISK} --json {REPORT} --yes"), words)
+            }
             Self::Command(words) => (format!("wardian lab record --fs {DISK} --json {REPORT} --"), words),
         };
         let words: String = words.iter().map(|word| format!(" '{}'", word.replace('\'', r"'\''"))).collect();
@@ -111,7 +115,11 @@ impl Experiment {
     ///
     /// # Errors
     /// The guest, or this host.
-    pub(super) async fn run(&self, guest: &mut Guest, patience: Duration) -> Result<Result<Run, String>, Failure> {
+    pub(super) async fn run(
+        &self,
+        guest: &mut Guest,
+        patience: Duration,
+    ) -> Result<Result<Run, String>, Failure> {
         let begun = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let output = guest.sh(&self.script(), patience).await?;
         if output.status != 0 {
@@ -184,7 +192,10 @@ mod tests {
     fn no_word_is_read_by_the_shell() {
         let script = parse(&["cmd", "echo", "a'b; $(reboot)", ""]).unwrap().script();
         assert!(script.ends_with(r#" 'echo' 'a'\''b; $(reboot)' ''"#), "{script}");
-        let output = std::process::Command::new("sh").args(["-c", script.rsplit_once("--").unwrap().1]).output().unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-c", script.rsplit_once("--").unwrap().1])
+            .output()
+            .unwrap();
         assert_eq!(output.stdout, b"a'b; $(reboot) \n");
     }
 

@@ -15,7 +15,9 @@ pub(super) fn of_teardown(report: &Value) -> BTreeMap<String, f64> {
     let mut figures = BTreeMap::new();
     for phase in report["phases"].as_array().into_iter().flatten() {
         let Some(name) = phase["name"].as_str() else { continue };
-        for (what, value) in [("max_ms", &phase["max_ms"]), ("p50_ms", &phase["p50_ms"]), ("wall_ms", &phase["wall_ms"])] {
+        for (what, value) in
+            [("max_ms", &phase["max_ms"]), ("p50_ms", &phase["p50_ms"]), ("wall_ms", &phase["wall_ms"])]
+        {
             figures.extend(value.as_f64().map(|value| (format!("{name}_{what}"), value)));
         }
     }
@@ -53,7 +55,8 @@ pub fn parse_bound(text: &str, figure: &str) -> Result<f64> {
         _ => bail!(wrong()),
     };
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let value: f64 = digits.parse().ok().filter(|value: &f64| plain && value.is_finite()).with_context(wrong)?;
+    let value: f64 =
+        digits.parse().ok().filter(|value: &f64| plain && value.is_finite()).with_context(wrong)?;
     Ok(value * unit)
 }
 

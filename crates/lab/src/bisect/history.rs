@@ -51,7 +51,8 @@ pub fn runs(report: &Report) -> Vec<Run> {
         if let Some(reason) = &kernel.skipped {
             let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
             let begun_ms = kernel.runs.last().map_or(0, |run| run.begun_ms);
-            let begun_ms = if begun_ms == 0 { i64::try_from(now.as_millis()).unwrap_or_default() } else { begun_ms };
+            let begun_ms =
+                if begun_ms == 0 { i64::try_from(now.as_millis()).unwrap_or_default() } else { begun_ms };
             all.push(Run { begun_ms, error: Some(reason.clone()), ..blank });
         }
     }

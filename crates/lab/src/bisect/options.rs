@@ -62,13 +62,19 @@ impl Options {
             ensure!((least..=most).contains(&value), "{name} must be between {least} and {most}");
             Ok(())
         };
-        ensure!(!self.kernels.is_empty(), "give the kernels with --kernels A,B,C; --list shows those that apt offers");
+        ensure!(
+            !self.kernels.is_empty(),
+            "give the kernels with --kernels A,B,C; --list shows those that apt offers"
+        );
         ensure!(self.kernels.len() <= MOST_KERNELS, "at most {MOST_KERNELS} kernels");
         for (at, kernel) in self.kernels.iter().enumerate() {
             ensure!(!self.kernels[..at].contains(kernel), "--kernels has {kernel} twice");
         }
         if self.bound.is_some() {
-            ensure!(self.kernels.len() > 1, "--slow-above needs two kernels at least: one before the change, and one after");
+            ensure!(
+                self.kernels.len() > 1,
+                "--slow-above needs two kernels at least: one before the change, and one after"
+            );
         }
         within("--runs", self.runs as u64, 1, MOST_RUNS as u64)?;
         within("--timeout", self.timeout_s, 1, MOST_TIMEOUT_S)?;
@@ -95,7 +101,8 @@ impl Options {
             memory >> 20
         );
         for module in &self.modules {
-            let plain = module.len() <= 64 && module.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+            let plain = module.len() <= 64
+                && module.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
             ensure!(plain && !module.is_empty(), "--modules: {module:?} is no name of a module");
         }
         ensure!(self.files.len() <= MOST_FILES, "at most {MOST_FILES} --file");

@@ -76,7 +76,8 @@ impl Measured {
     /// A short name: that of a package without what all have in common.
     pub fn name(&self) -> &str {
         let name = self.kernel.trim_end_matches('/');
-        let name = name.strip_prefix("linux-image-").and_then(|name| name.strip_suffix("-amd64")).unwrap_or(name);
+        let name =
+            name.strip_prefix("linux-image-").and_then(|name| name.strip_suffix("-amd64")).unwrap_or(name);
         // The end of a path tells more than its beginning.
         let from = name.len().saturating_sub(NAME);
         (from..name.len()).find_map(|at| name.get(at..)).unwrap_or(name)
@@ -89,7 +90,8 @@ impl Measured {
 
     /// What the diagnosis recognised in most runs.
     fn recognised(&self) -> Vec<&str> {
-        let mut all: Vec<&str> = self.runs.iter().flat_map(|run| run.recognised.iter().map(String::as_str)).collect();
+        let mut all: Vec<&str> =
+            self.runs.iter().flat_map(|run| run.recognised.iter().map(String::as_str)).collect();
         all.sort_unstable();
         let count = |id: &str| all.iter().filter(|other| **other == id).count();
         let often: Vec<&str> = all.iter().copied().filter(|id| count(id) * 2 > self.runs.len()).collect();
@@ -110,7 +112,14 @@ impl Report {
     /// The report as text for the terminal.
     pub fn table(&self) -> String {
         let figure = &self.options.figure;
-        let mut out = format!("{}\n\n{:<NAME$} {:>9} {:>19} {:>4}  recognised\n", self.text, "kernel", figure_unit(figure), "least…most", "runs");
+        let mut out = format!(
+            "{}\n\n{:<NAME$} {:>9} {:>19} {:>4}  recognised\n",
+            self.text,
+            "kernel",
+            figure_unit(figure),
+            "least…most",
+            "runs"
+        );
         for kernel in &self.kernels {
             let _ = write!(out, "{:<NAME$} ", kernel.name());
             let _ = match (kernel.spread(figure), &kernel.skipped) {
@@ -119,7 +128,8 @@ impl Report {
                 (Some(spread), None) => {
                     let range = format!("{}…{}", shown(figure, spread.least), shown(figure, spread.most));
                     let recognised = kernel.recognised();
-                    let recognised = if recognised.is_empty() { "–".to_owned() } else { recognised.join(", ") };
+                    let recognised =
+                        if recognised.is_empty() { "–".to_owned() } else { recognised.join(", ") };
                     let median = shown(figure, spread.median);
                     writeln!(out, "{median:>9} {range:>19} {:>4}  {recognised}", kernel.runs.len())
                 }
@@ -175,13 +185,17 @@ impl Report {
                 Some(_) if measured.len() > 1 => {
                     format!("{figure} does not differ between the kernels by more than it varies on each.")
                 }
-                Some((only, _)) => format!("{figure} is {} on {}.", shown(figure, only.1.median), only.0.name()),
+                Some((only, _)) => {
+                    format!("{figure} is {} on {}.", shown(figure, only.1.median), only.0.name())
+                }
                 None => format!("No kernel could be measured ({unmeasured} skipped)."),
             };
         };
         let bound_text = shown(figure, bound);
         match self.verdict.as_ref() {
-            Some(Verdict::Changed { before, after, suspects }) => self.changed(*before, *after, suspects, bound),
+            Some(Verdict::Changed { before, after, suspects }) => {
+                self.changed(*before, *after, suspects, bound)
+            }
             Some(Verdict::Same { side }) => {
                 let (how, what) = match side {
                     Side::Above => ("above", "a kernel before the change as the first one"),
@@ -192,7 +206,9 @@ impl Report {
                 )
             }
             Some(Verdict::TooFew) => {
-                format!("No change can be found: fewer than two kernels could be measured ({unmeasured} skipped).")
+                format!(
+                    "No change can be found: fewer than two kernels could be measured ({unmeasured} skipped)."
+                )
             }
             Some(Verdict::Unfinished) | None => {
                 "No result: the bisection did not come to its end.".to_owned()
@@ -202,7 +218,9 @@ impl Report {
 
     fn changed(&self, before: usize, after: usize, suspects: &[usize], bound: f64) -> String {
         let figure = &self.options.figure;
-        let (Some(a), Some(b)) = (self.kernels.get(before), self.kernels.get(after)) else { return String::new() };
+        let (Some(a), Some(b)) = (self.kernels.get(before), self.kernels.get(after)) else {
+            return String::new();
+        };
         let (Some(x), Some(y)) = (a.spread(figure), b.spread(figure)) else { return String::new() };
         let mut out = if suspects.is_empty() {
             format!("{figure} changed with {}: ", b.name())
@@ -221,10 +239,21 @@ impl Report {
         let runs = a.runs.len() + b.runs.len();
         let doubtful = x.is_doubtful(bound) || y.is_doubtful(bound);
         let _ = match (x.is_apart(y), doubtful, a.runs.len().min(b.runs.len())) {
-            (true, false, 1) => write!(out, "\nhow sure: each was measured once only; repeat it with --runs 3"),
-            (true, false, _) => write!(out, "\nhow sure: all {runs} runs agree, and the two kernels differ by more than each varies"),
-            (true, true, _) => write!(out, "\nhow sure: the two kernels differ, but one is near the bound ({runs} runs); another bound would move the place"),
-            (false, ..) => write!(out, "\nhow sure: it is not: the runs on both overlap ({runs} runs); repeat it with more --runs, or with another bound"),
+            (true, false, 1) => {
+                write!(out, "\nhow sure: each was measured once only; repeat it with --runs 3")
+            }
+            (true, false, _) => write!(
+                out,
+                "\nhow sure: all {runs} runs agree, and the two kernels differ by more than each varies"
+            ),
+            (true, true, _) => write!(
+                out,
+                "\nhow sure: the two kernels differ, but one is near the bound ({runs} runs); another bound would move the place"
+            ),
+            (false, ..) => write!(
+                out,
+                "\nhow sure: it is not: the runs on both overlap ({runs} runs); repeat it with more --runs, or with another bound"
+            ),
         };
         let slow = if y.median > x.median { b } else { a };
         let recognised = slow.recognised();
@@ -234,8 +263,13 @@ impl Report {
             let _ = write!(out, "\nThe diagnosis on {}: {}", slow.name(), run.diagnosis);
         }
         if !suspects.is_empty() {
-            let names: Vec<&str> = suspects.iter().filter_map(|at| self.kernels.get(*at)).map(Measured::name).collect();
-            let _ = write!(out, "\nThese between them could not be measured, and one of them may be the first: {}", names.join(", "));
+            let names: Vec<&str> =
+                suspects.iter().filter_map(|at| self.kernels.get(*at)).map(Measured::name).collect();
+            let _ = write!(
+                out,
+                "\nThese between them could not be measured, and one of them may be the first: {}",
+                names.join(", ")
+            );
         }
         out
     }
@@ -268,7 +302,12 @@ mod tests {
                 ..Run::default()
             };
             let skipped = (*side == Side::Skipped).then(|| "Kernel panic".to_owned());
-            Measured { side: *side, runs: values.iter().map(run).collect(), skipped, ..Measured::unknown(name) }
+            Measured {
+                side: *side,
+                runs: values.iter().map(run).collect(),
+                skipped,
+                ..Measured::unknown(name)
+            }
         });
         let mut report = Report {
             complete: true,
@@ -293,7 +332,10 @@ mod tests {
             ("linux-image-6.12.2-cloud-amd64", Side::Above, &[4000.0]),
         ]);
         let text = found.table();
-        assert!(text.starts_with("unmount_max_ms changed with 6.12.1-cloud: 11.0 ms on 6.1.0-50-cloud, 4050 ms"), "{text}");
+        assert!(
+            text.starts_with("unmount_max_ms changed with 6.12.1-cloud: 11.0 ms on 6.1.0-50-cloud, 4050 ms"),
+            "{text}"
+        );
         assert!(text.contains("all 4 runs agree") && text.contains("cause: sync-at-unmount"), "{text}");
         assert!(text.contains("Without KVM"), "{text}");
         let row = text.lines().find(|line| line.starts_with("6.12.1-cloud ")).unwrap();
@@ -312,7 +354,8 @@ mod tests {
 
     #[test]
     fn what_could_not_be_measured_is_told() {
-        let found = report(&[("a", Side::Below, &[1.0]), ("b", Side::Skipped, &[]), ("c", Side::Above, &[900.0])]);
+        let found =
+            report(&[("a", Side::Below, &[1.0]), ("b", Side::Skipped, &[]), ("c", Side::Above, &[900.0])]);
         let text = found.table();
         assert!(text.starts_with("unmount_max_ms changed between a and c"), "{text}");
         assert!(text.contains("could not be measured, and one of them may be the first: b"), "{text}");

@@ -133,7 +133,8 @@ mod tests {
         for length in 2..40_usize {
             for step in 1..length {
                 for (first, other) in [(Side::Below, Side::Above), (Side::Above, Side::Below)] {
-                    let truth: Vec<Side> = (0..length).map(|at| if at < step { first } else { other }).collect();
+                    let truth: Vec<Side> =
+                        (0..length).map(|at| if at < step { first } else { other }).collect();
                     for jobs in 1..4 {
                         let (verdict, measured) = search(&truth, jobs);
                         assert_eq!(verdict, changed(step - 1, step, &[]), "{truth:?}");

@@ -25,8 +25,12 @@ pub async fn offered() -> Result<Vec<String>> {
     command.args(["search", "--names-only", "^linux-image-[0-9].*amd64$"]);
     let output = children::output(command, "apt", LOOK).await.context("ask apt for its kernels")?;
     let text = String::from_utf8_lossy(&output);
-    let mut names: Vec<String> =
-        text.lines().filter_map(|line| line.split(' ').next()).filter(|name| is_image(name)).map(str::to_owned).collect();
+    let mut names: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| is_image(name))
+        .map(str::to_owned)
+        .collect();
     names.sort_by(|a, b| natural(a, b));
     names.dedup();
     Ok(names)
@@ -45,7 +49,8 @@ fn is_image(name: &str) -> bool {
 /// Whether this can be the name of a kernel package: apt's patterns and options are none.
 pub fn is_package(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "+.-~_".contains(c);
-    name.len() <= 128 && name.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
+    name.len() <= 128
+        && name.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
 }
 
 /// The newest offered kernel of a short version: `6.12` or `6.1.0-50`, those for clouds first.
@@ -55,7 +60,10 @@ pub fn newest<'a>(offered: &'a [String], version: &str) -> Option<&'a str> {
         rest.is_some_and(|rest| rest.starts_with(['.', '-', '+']))
     };
     let matching = || offered.iter().filter(of_version);
-    matching().rfind(|name| name.ends_with("-cloud-amd64")).or_else(|| matching().next_back()).map(String::as_str)
+    matching()
+        .rfind(|name| name.ends_with("-cloud-amd64"))
+        .or_else(|| matching().next_back())
+        .map(String::as_str)
 }
 
 /// Downloads a package into an empty directory, and returns the file.
@@ -128,7 +136,9 @@ mod tests {
     #[test]
     fn names_of_packages() {
         assert!(is_package("linux-image-6.12.117+deb12-cloud-amd64"));
-        for name in ["linux-image-", "--help", "linux-image-6.1 -o x", "linux-image-6.*", "bash", "linux-image-/x"] {
+        for name in
+            ["linux-image-", "--help", "linux-image-6.1 -o x", "linux-image-6.*", "bash", "linux-image-/x"]
+        {
             assert!(!is_package(name), "{name}");
         }
     }
@@ -161,7 +171,9 @@ mod tests {
 
     #[test]
     fn digits_compare_by_value() {
-        for (smaller, larger) in [("a9", "a10"), ("6.1.0-9", "6.1.0-50"), ("a", "a1"), ("1.02", "1.3"), ("99", "100")] {
+        for (smaller, larger) in
+            [("a9", "a10"), ("6.1.0-9", "6.1.0-50"), ("a", "a1"), ("1.02", "1.3"), ("99", "100")]
+        {
             assert_eq!(natural(smaller, larger), Ordering::Less, "{smaller} {larger}");
             assert_eq!(natural(larger, smaller), Ordering::Greater);
         }

@@ -53,7 +53,8 @@ impl Cache {
 
     /// The names of the kernels in it.
     pub(super) fn names(&self) -> Result<Vec<String>> {
-        let mut names: Vec<String> = self.dir.names()?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        let mut names: Vec<String> =
+            self.dir.names()?.into_iter().filter_map(|name| name.into_string().ok()).collect();
         names.retain(|name| !name.starts_with('.') && self.path(name).join("vmlinuz").is_file());
         names.sort_by(|a, b| super::apt::natural(a, b));
         Ok(names)
@@ -146,11 +147,17 @@ impl Cache {
     /// Removes kernels that nobody uses, while the cache is too large, and what a killed program has left.
     fn shrink(&self) {
         let mut kernels: Vec<(SystemTime, String, u64)> = Vec::new();
-        for name in self.dir.names().unwrap_or_default().into_iter().filter_map(|name| name.into_string().ok()) {
+        for name in
+            self.dir.names().unwrap_or_default().into_iter().filter_map(|name| name.into_string().ok())
+        {
             let path = self.path(&name);
             let used = path.join(SOURCE).metadata().and_then(|meta| meta.modified());
             if name.starts_with(NEW) {
-                let age = path.metadata().and_then(|meta| meta.modified()).ok().and_then(|made| made.elapsed().ok());
+                let age = path
+                    .metadata()
+                    .and_then(|meta| meta.modified())
+                    .ok()
+                    .and_then(|made| made.elapsed().ok());
                 if age.is_some_and(|age| age > Duration::from_secs(86_400)) {
                     let _ = std::fs::remove_dir_all(&path);
                 }

@@ -33,7 +33,9 @@ pub(super) fn find(program: &str, package: &str) -> Result<PathBuf> {
     let found = std::env::split_paths(&search_path())
         .map(|dir| dir.join(program))
         .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file());
-    found.with_context(|| format!("{program} is not installed here: install it first (Debian: apt-get install {package})"))
+    found.with_context(|| {
+        format!("{program} is not installed here: install it first (Debian: apt-get install {package})")
+    })
 }
 
 /// Runs a program to its end and returns its standard output. It is killed after `patience` and when this is dropped.

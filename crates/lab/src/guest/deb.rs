@@ -57,7 +57,10 @@ pub(super) async fn unpack(deb: &Path, into: TempDir) -> Result<TempDir> {
         bail!("{shown} is no Debian package, or damaged: dpkg-deb ended with {code}: {}", said.trim());
     }
     let into = written.with_context(|| format!("unpack {shown}"))?;
-    ensure!(into.path().join("vmlinuz").is_file(), "{shown} is no package of a kernel: it has no boot/vmlinuz-…");
+    ensure!(
+        into.path().join("vmlinuz").is_file(),
+        "{shown} is no package of a kernel: it has no boot/vmlinuz-…"
+    );
     Ok(into)
 }
 
@@ -97,7 +100,8 @@ fn extract(tar: impl Read, into: &Path, stop: &AtomicBool) -> Result<()> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         }
-        let copied = std::fs::File::create_new(&path).and_then(|mut file| std::io::copy(&mut entry, &mut file));
+        let copied =
+            std::fs::File::create_new(&path).and_then(|mut file| std::io::copy(&mut entry, &mut file));
         copied.with_context(|| format!("write {}", path.display()))?;
     }
     // dpkg-deb writes padding behind the end of the archive.
@@ -200,6 +204,9 @@ mod tests {
         let error = format!("{:#}", unpack(&deb, into).await.unwrap_err());
         assert!(!path.exists());
         // Without dpkg-deb on the host the error says so.
-        assert!(error.contains("no Debian package") || error.contains("dpkg-deb is not installed"), "{error}");
+        assert!(
+            error.contains("no Debian package") || error.contains("dpkg-deb is not installed"),
+            "{error}"
+        );
     }
 }

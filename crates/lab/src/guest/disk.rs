@@ -35,7 +35,17 @@ const EXT4: [&str; 8] = [
 /// A newer mkfs.xfs sets features that older kernels refuse; an older one does not know the options that unset these. The
 /// first that works is taken.
 const XFS: [&[&str]; 4] = [
-    &["-q", "-f", "-K", "-m", "bigtime=0,inobtcount=0,rmapbt=0", "-i", "nrext64=0,exchange=0", "-n", "parent=0"],
+    &[
+        "-q",
+        "-f",
+        "-K",
+        "-m",
+        "bigtime=0,inobtcount=0,rmapbt=0",
+        "-i",
+        "nrext64=0,exchange=0",
+        "-n",
+        "parent=0",
+    ],
     &["-q", "-f", "-K", "-m", "bigtime=0,inobtcount=0,rmapbt=0", "-i", "nrext64=0"],
     &["-q", "-f", "-K", "-m", "bigtime=0,inobtcount=0"],
     &["-q", "-f", "-K"],
@@ -116,10 +126,14 @@ mod tests {
 
     #[test]
     fn speeds_and_sizes() {
-        for (text, bytes) in [("50M", 50_000_000), ("4G", 4_000_000_000), ("1k", 1000), ("7", 7), ("2MB", 2_000_000)] {
+        for (text, bytes) in
+            [("50M", 50_000_000), ("4G", 4_000_000_000), ("1k", 1000), ("7", 7), ("2MB", 2_000_000)]
+        {
             assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
         }
-        for bad in ["", "M", "-1M", "1.5G", "50MiB", "5 M", "99999999999999999999", "18446744073709551615G", "é"] {
+        for bad in
+            ["", "M", "-1M", "1.5G", "50MiB", "5 M", "99999999999999999999", "18446744073709551615G", "é"]
+        {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
@@ -127,7 +141,9 @@ mod tests {
     #[tokio::test]
     async fn a_disk_has_a_file_system() {
         let dir = tempfile::tempdir().unwrap();
-        for (fs, at, magic) in [(Filesystem::Ext4, 0x438, &b"\x53\xef"[..]), (Filesystem::Xfs, 0, &b"XFSB"[..])] {
+        for (fs, at, magic) in
+            [(Filesystem::Ext4, 0x438, &b"\x53\xef"[..]), (Filesystem::Xfs, 0, &b"XFSB"[..])]
+        {
             if fs.check().is_err() {
                 continue;
             }

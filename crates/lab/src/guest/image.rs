@@ -25,7 +25,10 @@ pub(super) fn release(path: &Path) -> Result<Option<String>> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("open {shown}"))?;
     let meta = file.metadata().with_context(|| format!("look at {shown}"))?;
-    ensure!(meta.is_file() && meta.len() <= MOST, "{shown} is no kernel image: no file, or larger than 256 MiB");
+    ensure!(
+        meta.is_file() && meta.len() <= MOST,
+        "{shown} is no kernel image: no file, or larger than 256 MiB"
+    );
     let mut head = Vec::new();
     file.take(BEGINNING).read_to_end(&mut head).with_context(|| format!("read {shown}"))?;
     let signature = head.get(SIGNATURE_AT..SIGNATURE_AT + SIGNATURE.len());

@@ -44,7 +44,12 @@ pub(super) fn write(to: File, copied: &[Copied<'_>], modules: &[Module]) -> Resu
     archive.entry("init", REGULAR | 0o755, None, INIT)?;
     for (number, module) in modules.iter().enumerate() {
         // The order of names is that of the shell's `*`.
-        archive.entry(&format!("modules/{number:04}-{}.ko", module.name), REGULAR | 0o644, None, &module.bytes)?;
+        archive.entry(
+            &format!("modules/{number:04}-{}.ko", module.name),
+            REGULAR | 0o644,
+            None,
+            &module.bytes,
+        )?;
     }
     for file in copied {
         let shown = file.host.display();
@@ -74,9 +79,9 @@ pub(super) fn check_static(program: &Path) -> Result<()> {
     ensure!(file.architecture() == object::Architecture::X86_64, "{shown} is no program for x86-64");
     let headers = elf.elf_header().program_headers(elf.endian(), &bytes[..]);
     let headers = headers.with_context(|| format!("{shown} is damaged"))?;
-    let interpreted = headers
-        .iter()
-        .any(|header| object::read::elf::ProgramHeader::p_type(header, elf.endian()) == object::elf::PT_INTERP);
+    let interpreted = headers.iter().any(|header| {
+        object::read::elf::ProgramHeader::p_type(header, elf.endian()) == object::elf::PT_INTERP
+    });
     ensure!(
         !interpreted,
         "{shown} is linked dynamically, and a guest has no libraries: a statically linked one is needed, as `./dev package` builds it"

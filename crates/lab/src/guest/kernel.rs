@@ -182,7 +182,8 @@ fn image_in(dir: &Path) -> Result<PathBuf> {
     for below in [dir.to_owned(), dir.join("boot")] {
         let entries = std::fs::read_dir(below).into_iter().flatten().flatten();
         let is_image = |path: &PathBuf| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")) && path.is_file()
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+                && path.is_file()
         };
         found.extend(entries.map(|entry| entry.path()).filter(is_image));
     }
@@ -249,7 +250,8 @@ mod tests {
         ] {
             assert_eq!(Name::parse(&given).unwrap(), name);
         }
-        for bad in ["", "bash", "--help", "/dev/null", "/no/such/kernel", "linux-image-", "6.1 -o x", "v6.12"] {
+        for bad in ["", "bash", "--help", "/dev/null", "/no/such/kernel", "linux-image-", "6.1 -o x", "v6.12"]
+        {
             let error = Name::parse(bad).unwrap_err().to_string();
             assert!(error.contains("is no kernel"), "{bad}: {error}");
         }

@@ -144,9 +144,13 @@ impl Guest {
         let of_kernel = settings.kernel.modules.clone();
         let wanted: Vec<String> =
             settings.modules.iter().cloned().chain([settings.fs.name().to_owned()]).collect();
-        let mut files = vec![(busybox()?, "bin/busybox".to_owned()), (settings.program.to_owned(), "bin/wardian".to_owned())];
+        let mut files = vec![
+            (busybox()?, "bin/busybox".to_owned()),
+            (settings.program.to_owned(), "bin/wardian".to_owned()),
+        ];
         for file in settings.files {
-            let name = file.file_name().and_then(|name| name.to_str()).context("a file's name must be text")?;
+            let name =
+                file.file_name().and_then(|name| name.to_str()).context("a file's name must be text")?;
             files.push((file.clone(), format!("files/{name}")));
         }
         // Compressed modules take a while. If this is dropped, the thread writes to a file without a name.
@@ -176,12 +180,13 @@ impl Guest {
             return Err(Failure::Host(anyhow::anyhow!("QEMU has no pipes")));
         };
         let mut guest = Self { qemu, to, from: BufReader::new(from), dir, boot: Duration::ZERO };
-        guest.within("the kernel has not booted", settings.patience, async |guest| {
-            let line = guest.line().await?;
-            anyhow::ensure!(line == "ready", "the guest said {line:?}");
-            Ok(())
-        })
-        .await?;
+        guest
+            .within("the kernel has not booted", settings.patience, async |guest| {
+                let line = guest.line().await?;
+                anyhow::ensure!(line == "ready", "the guest said {line:?}");
+                Ok(())
+            })
+            .await?;
         guest.boot = begin.elapsed();
         let fs = settings.fs.name();
         let mount = format!(
@@ -332,7 +337,10 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let lines = end_of_log(&path).unwrap();
         assert!(lines.len() < 10_000);
-        assert!(lines.iter().all(|line| !line.contains('\x1b') && line.len() <= LOG_COLUMNS + 24), "{lines:?}");
+        assert!(
+            lines.iter().all(|line| !line.contains('\x1b') && line.len() <= LOG_COLUMNS + 24),
+            "{lines:?}"
+        );
         assert!(lines.last().unwrap().ends_with("last"));
         assert!(end_of_log(&dir.path().join("none")).is_err());
     }

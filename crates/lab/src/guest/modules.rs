@@ -32,7 +32,8 @@ pub(super) struct Module {
 
 /// The name of a module, from the name of its file: `crc32c-intel.ko.xz` is `crc32c_intel`.
 pub(super) fn name_of(file: &str) -> Option<String> {
-    let stem = file.strip_suffix(".xz").or(file.strip_suffix(".zst")).or(file.strip_suffix(".gz")).unwrap_or(file);
+    let stem =
+        file.strip_suffix(".xz").or(file.strip_suffix(".zst")).or(file.strip_suffix(".gz")).unwrap_or(file);
     let name = stem.strip_suffix(".ko")?;
     (!name.is_empty() && name.len() <= 64).then(|| name.replace('-', "_"))
 }

@@ -108,11 +108,13 @@ impl Args {
         let experiment = Experiment::parse(&self.experiment)?;
         if let Experiment::Teardown(words) = &experiment {
             // What the guest's program would refuse is refused before anything boots: it is the same program.
-            let parser = super::teardown::Args::augment_args(clap::Command::new("teardown").no_binary_name(true));
+            let parser =
+                super::teardown::Args::augment_args(clap::Command::new("teardown").no_binary_name(true));
             parser.try_get_matches_from(words).map_err(|error| anyhow::anyhow!("{}", error.render()))?;
         }
         let figure = self.figure.unwrap_or_else(|| experiment.headline().to_owned());
-        let bound = self.slow_above.map(|text| parse_bound(&text, &figure)).transpose().context("--slow-above")?;
+        let bound =
+            self.slow_above.map(|text| parse_bound(&text, &figure)).transpose().context("--slow-above")?;
         ensure!(bound.is_none_or(|bound| bound > 0.0), "--slow-above must be more than 0");
         let disk_bps = match self.disk_bps.as_str() {
             UNLIMITED => None,
