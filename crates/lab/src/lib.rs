@@ -5,6 +5,7 @@
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod bench;
+pub mod bisect;
 mod cgroups;
 pub mod code;
 pub mod compare;
@@ -13,6 +14,7 @@ pub mod doctor;
 pub mod drive;
 pub mod droplet;
 mod ground;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod instances;

@@ -81,11 +81,15 @@ pub enum Need {
     Podman,
     /// `containerd`: the effective user is 0, and the programs `containerd`, `ctr` and `runc` run.
     Containerd,
+    /// `guests`: the programs `qemu-system-x86_64`, `busybox` and `mkfs.ext4` run.
+    Guests,
+    /// `apt-download`: apt fetches a package: `busybox-static`, of 1 MB, which is removed again.
+    AptDownload,
 }
 
 impl Need {
     /// All needs.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Root,
         Self::CgroupV1,
         Self::CgroupV2,
@@ -102,6 +106,8 @@ impl Need {
         Self::Registry,
         Self::Podman,
         Self::Containerd,
+        Self::Guests,
+        Self::AptDownload,
     ];
 
     /// The name in messages and in [`VARIABLE`].
@@ -124,6 +130,8 @@ impl Need {
             Self::Registry => "registry",
             Self::Podman => "podman",
             Self::Containerd => "containerd",
+            Self::Guests => "guests",
+            Self::AptDownload => "apt-download",
         }
     }
 
@@ -170,6 +178,12 @@ impl Need {
             Self::Containerd => {
                 root() && ["containerd", "ctr", "runc"].into_iter().all(|program| runs(program, "--version"))
             }
+            Self::Guests => {
+                runs("qemu-system-x86_64", "--version")
+                    && runs("busybox", "--help")
+                    && runs("mkfs.ext4", "-V")
+            }
+            Self::AptDownload => fetches(),
         }
     }
 }
@@ -206,6 +220,19 @@ fn shapes() -> bool {
         tc qdisc add dev i root tbf rate 1mbit burst 10k limit 10k";
     let mut shell = std::process::Command::new("unshare");
     shell.args(["-n", "sh", "-c", script]).output().is_ok_and(|output| output.status.success())
+}
+
+fn fetches() -> bool {
+    let name = format!("wardian-needs-apt-{}-{:?}", std::process::id(), std::thread::current().id());
+    let dir = std::env::temp_dir().join(name);
+    if fs::create_dir(&dir).is_err() {
+        return false;
+    }
+    let mut apt = std::process::Command::new("apt-get");
+    apt.args(["-qq", "-o", "APT::Sandbox::User=root", "download", "busybox-static"]).current_dir(&dir);
+    let fetched = apt.output().is_ok_and(|output| output.status.success());
+    let _ = fs::remove_dir_all(dir);
+    fetched
 }
 
 fn makes_devices() -> bool {

@@ -29,4 +29,5 @@ pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod stderr;
+pub mod tether;
 pub mod text;

@@ -1,5 +1,6 @@
 //! `wardian lab`.
 
+mod bisect;
 mod compare;
 mod history;
 pub mod kept;
@@ -27,6 +28,8 @@ pub enum Command {
     Bench(Bench),
     /// Write into overlay mounts, unmount them all, and tell what the unmounts waited for
     Teardown(teardown::Args),
+    /// Run an experiment on several kernels, in virtual machines, and name the kernel that changed a figure
+    Bisect(Box<bisect::Args>),
     /// Run a command and tell who wrote to the disk meanwhile, why, and who waited
     Record(Record),
     /// List the runs of experiments, compare them, and find the steps in their figures
@@ -143,6 +146,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             keeper.done()?;
         }
         Command::Teardown(args) => args.run(&runtime)?,
+        Command::Bisect(args) => args.run(&runtime, &program)?,
         Command::Record(args) => {
             let (mut keeper, begun) = (args.kept.open()?, SystemTime::now());
             let report = runtime.block_on(record::command(&args.command, args.fs))?;

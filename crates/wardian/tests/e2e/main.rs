@@ -6,6 +6,7 @@
 mod attacks;
 mod bad_input;
 mod bind_targets;
+mod bisect;
 mod bounded;
 mod brought;
 mod browser;

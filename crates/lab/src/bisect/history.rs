@@ -1,0 +1,82 @@
+//! A bisection's runs, as the history keeps them.
+
+use super::report::Report;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use wardian_history::{Machine, Mark, Run, Sample, Timeline};
+
+/// The runs of a bisection: one for each run on each kernel, and one without figures for each kernel that could not be
+/// measured.
+pub fn runs(report: &Report) -> Vec<Run> {
+    let options = &report.options;
+    let machine = |release: &Option<String>| Machine {
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        kernel: release.clone().unwrap_or_default(),
+        cpus: options.cpus,
+        memory_bytes: options.memory_mib << 20,
+        filesystem: options.fs.name().to_owned(),
+        mount_options: String::new(),
+        cgroups: "none".to_owned(),
+        load: 0.0,
+    };
+    let speed = options.disk_bps.map_or("unlimited".to_owned(), |bps| bps.to_string());
+    let parameters: BTreeMap<String, String> = [
+        ("experiment".to_owned(), options.experiment.words().join(" ")),
+        ("fs".to_owned(), options.fs.name().to_owned()),
+        ("disk-bps".to_owned(), speed),
+        ("memory".to_owned(), options.memory_mib.to_string()),
+        ("cpus".to_owned(), options.cpus.to_string()),
+        ("accel".to_owned(), options.acceleration.name().to_owned()),
+    ]
+    .into();
+    let mut all = Vec::new();
+    for kernel in &report.kernels {
+        let blank = Run {
+            experiment: format!("bisect {}", options.experiment.name()),
+            mode: "guest".to_owned(),
+            engine: "kernel".to_owned(),
+            version: if kernel.source.is_empty() { kernel.kernel.clone() } else { kernel.source.clone() },
+            parameters: parameters.clone(),
+            machine: machine(&kernel.release),
+            headline: options.figure.clone(),
+            ..Run::default()
+        };
+        all.extend(kernel.runs.iter().map(|run| Run {
+            begun_ms: run.begun_ms,
+            figures: run.figures.clone(),
+            complete: true,
+            timeline: timeline(&run.report),
+            ..blank.clone()
+        }));
+        if let Some(reason) = &kernel.skipped {
+            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+            let begun_ms = kernel.runs.last().map_or(0, |run| run.begun_ms);
+            let begun_ms =
+                if begun_ms == 0 { i64::try_from(now.as_millis()).unwrap_or_default() } else { begun_ms };
+            all.push(Run { begun_ms, error: Some(reason.clone()), ..blank });
+        }
+    }
+    all
+}
+
+/// Dirty bytes and phases, from the report that a teardown made in the guest.
+fn timeline(report: &Value) -> Option<Timeline> {
+    let number = |value: &Value| value.as_f64();
+    let samples: Vec<Sample> = report["samples"]
+        .as_array()?
+        .iter()
+        .filter_map(|sample| {
+            Some(Sample {
+                t_ms: number(&sample["t_ms"])?,
+                dirty_bytes: sample["dirty_bytes"].as_u64()?,
+                writeback_bytes: sample["writeback_bytes"].as_u64()?,
+            })
+        })
+        .collect();
+    let marks = report["marks"].as_array().into_iter().flatten();
+    let marks = marks.filter_map(|mark| {
+        Some(Mark { t_ms: number(&mark["t_ms"])?, name: mark["name"].as_str()?.to_owned() })
+    });
+    let length_ms = samples.last()?.t_ms;
+    Some(Timeline { length_ms, samples, marks: marks.collect(), ..Timeline::default() })
+}
