@@ -104,7 +104,7 @@ impl Engine {
         let engine = self.clone();
         let made = async move {
             let _served = engine.shared.sweeper.serve();
-            let slow = engine.look_if_slow(Kind::Create, &container.id, None);
+            let slow = engine.look_if_slow(Kind::Create, &container.id, None, None);
             let result = engine.make(&container, waiting, spec, image, &timeline).await;
             let (handle, id) = (container.handle.clone(), container.id.clone());
             match &result {

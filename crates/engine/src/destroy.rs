@@ -43,7 +43,7 @@ impl Engine {
         let task = async move {
             let timeline = Timeline::begin();
             let _served = engine.shared.sweeper.serve();
-            let slow = engine.look_if_slow(Kind::Destroy, &container.id, container.keeper_pid());
+            let slow = engine.look_if_slow(Kind::Destroy, &container.id, None, container.keeper_pid());
             let result = engine.tear_down(&container, &timeline).await;
             let failed = result.as_ref().err().map(ToString::to_string);
             let operation = timeline.operation(Kind::Destroy, &container.handle, &container.id, failed);
@@ -207,7 +207,7 @@ impl Engine {
 }
 
 #[allow(clippy::cast_precision_loss)]
-fn milliseconds(us: u64) -> f64 {
+pub fn milliseconds(us: u64) -> f64 {
     us as f64 / 1e3
 }
 

@@ -187,6 +187,16 @@ impl Keeper {
         destroyed.await
     }
 
+    /// Waits until the root file system of an ended pea is closed, and returns how long closing it took, in
+    /// microseconds.
+    pub async fn unmounted(&self, id: &str) -> Answer<u64> {
+        let unmounted = self.ask(Op::Unmounted { id: id.to_owned() }, |reply| match reply {
+            Reply::Unmounted { us } => Ok(us),
+            other => Err(other),
+        });
+        unmounted.await
+    }
+
     /// Shuts the connection down. A keeper whose container is destroyed exits then.
     pub fn hang_up(&self) {
         // Fails if the connection has ended already.
@@ -354,8 +364,8 @@ mod tests {
     async fn an_earlier_keeper_is_not_asked_for_what_it_does_not_know() {
         let (ours, theirs) = packet::pair().unwrap();
         let (keeper, _events) = Keeper::new(ours).unwrap();
-        let features = [Feature::Terminals, Feature::Confinement, Feature::Mounts];
-        for version in 1..=4 {
+        let features = [Feature::Terminals, Feature::Confinement, Feature::Mounts, Feature::PeaEnds];
+        for version in 1..=5 {
             keeper.shared.version.store(version, Ordering::Relaxed);
             let has = features.iter().filter(|feature| keeper.has(**feature)).count();
             assert_eq!(has, version as usize - 1);

@@ -195,6 +195,7 @@ impl Engine {
         drop(tokio::time::timeout(Duration::from_secs(5), self.shared.looking.lock()).await);
         let shared = self.shared.clone();
         let close = move || {
+            shared.history.close();
             shared.sweeper.close();
             shared.store.close();
             shared.keepers.close();

@@ -5,8 +5,10 @@ use crate::assemble::{Parts, assemble, network_files, shm_bytes};
 use crate::container::Container;
 use crate::container::pea::{Pea, pea_cgroup};
 use crate::container::record::Record;
+use crate::destroy::milliseconds;
 use crate::error::Whose;
 use crate::failpoints::Point;
+use crate::history::{Kind, Operation, Timeline};
 use crate::keeper::Keeper;
 use crate::process::Process;
 use crate::run::{connect, payload};
@@ -77,17 +79,36 @@ impl Engine {
     /// file system, then reports the end.
     pub(crate) fn after_pea(&self, container: &Arc<Container>, process: &Process) {
         let Some(pea) = container.take_pea(process.id()) else { return };
-        let (shared, container, process) = (self.shared.clone(), container.clone(), process.clone());
+        let timeline = Timeline::begin();
         failpoint::reach(Point::PeaEnded);
-        tokio::task::spawn_blocking(move || {
+        let (shared, container, process) = (self.shared.clone(), container.clone(), process.clone());
+        let (its_container, its_process, phases) = (container.clone(), process.clone(), timeline.clone());
+        let cleaning = tokio::task::spawn_blocking(move || {
             // The OOM-kill count is lost when the cgroup is removed.
-            if pea.is_out_of_memory(&shared, &container.id) {
+            if pea.is_out_of_memory(&shared, &its_container.id) {
                 let save = |record: &Record| shared.records.save(record);
                 // The update is refused if the container is being destroyed; then nobody reads the flag.
-                drop(container.update(|record| record.out_of_memory = true, save));
+                drop(its_container.update(|record| record.out_of_memory = true, save));
             }
-            clean_pea(&shared, &container.id, &pea.rootfs);
-            process.cleaned();
+            clean_pea_as(&shared, &its_container.id, &pea.rootfs, &phases);
+            its_process.cleaned();
+        });
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let (id, handle) = (container.id.as_str(), container.handle.as_str());
+            let slow = engine.look_if_slow(Kind::Pea, id, Some(process.id()), container.keeper_pid());
+            // The keeper unmounts meanwhile, and no client waits for that. A keeper of an earlier version does not
+            // tell how long it took, nor does one that is gone.
+            let keeper = container.any_keeper();
+            let unmounting = async { keeper?.unmounted(process.id()).await.ok() };
+            let (cleaned, unmounted) = tokio::join!(cleaning, unmounting);
+            if let Some(us) = unmounted {
+                timeline.beside("unmount", milliseconds(us));
+            }
+            let failed = cleaned.err().map(|error| Error::task("pea")(error).to_string());
+            let operation = timeline.operation(Kind::Pea, handle, id, failed);
+            engine.shared.history.add(Operation { process: Some(process.id().to_owned()), ..operation });
+            drop(slow);
         });
     }
 
@@ -197,13 +218,20 @@ fn prepare_pea(
 /// Removes a pea's processes, record, root file system and cgroups. The last reference to the root file
 /// system's mount was the keeper's.
 pub fn clean_pea(shared: &Shared, container: &str, pea: &str) {
+    clean_pea_as(shared, container, pea, &Timeline::begin());
+}
+
+fn clean_pea_as(shared: &Shared, container: &str, pea: &str, timeline: &Timeline) {
     let cgroups = [false, true].map(|own| pea_cgroup(container, pea, own));
     for cgroup in &cgroups {
         shared.cgroups.kill(cgroup);
     }
+    timeline.ended("kill");
     shared.records.pea_ends(container, pea);
+    timeline.ended("forget");
     failpoint::reach(Point::PeaCleaning);
     shared.store.release_rootfs(pea, Some(pea));
+    timeline.ended("release");
     for cgroup in cgroups {
         shared.remove_cgroup_later(cgroup);
     }

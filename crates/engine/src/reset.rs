@@ -15,8 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the deletion of the store's trash may take: it takes as long as the disk does.
 const DRAIN: Duration = Duration::from_secs(600);
 /// The entries of a run directory.
-const RUN_ENTRIES: [&str; 10] = [
+const RUN_ENTRIES: [&str; 11] = [
     "containers",
+    "history",
     "rootfs",
     "pool",
     "l",

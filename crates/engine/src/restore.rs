@@ -136,7 +136,7 @@ impl Engine {
             return None;
         }
         if let Some(made) = &record.made {
-            self.shared.history.add(made.clone());
+            self.shared.history.restore(made.clone());
         }
         self.shared.lock().insert(record.handle.clone(), container.clone());
         self.renew_device_rules(&record).await;

@@ -1,4 +1,4 @@
-//! Diagnosis of slow creates and destroys: writeback and waiting threads are recorded while the operation
+//! Diagnosis of slow creates, destroys and ends of peas: writeback and waiting threads are recorded while the operation
 //! lasts.
 //!
 //! Nothing is recorded before an operation is slow: other operations cost one timer.
@@ -20,11 +20,18 @@ const TRIM: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Records this operation if it becomes slow, until the returned sender is dropped. The recording covers
+    /// Records this operation if it becomes slow, until the returned sender is dropped. `process`: of the pea that ends. The recording covers
     /// the threads of `keeper` and its descendants; for `None`, those of this server.
-    pub(crate) fn look_if_slow(&self, kind: Kind, id: &str, keeper: Option<i32>) -> oneshot::Sender<()> {
+    pub(crate) fn look_if_slow(
+        &self,
+        kind: Kind,
+        id: &str,
+        process: Option<&str>,
+        keeper: Option<i32>,
+    ) -> oneshot::Sender<()> {
         let (end, mut ended) = oneshot::channel::<()>();
-        let (shared, id) = (self.shared.clone(), id.to_owned());
+        let of = Of { kind, id: id.to_owned(), process: process.map(str::to_owned) };
+        let shared = self.shared.clone();
         tokio::spawn(async move {
             if timeout(SLOW, &mut ended).await.is_ok() {
                 return;
@@ -35,18 +42,24 @@ impl Engine {
                 looking = shared.looking.clone().lock_owned() => looking,
                 _ = &mut ended => return,
             };
-            if let Err(error) = look(&shared, kind, &id, keeper, ended).await {
-                tracing::warn!(id, %error, "slow.not-recorded");
+            if let Err(error) = look(&shared, &of, keeper, ended).await {
+                tracing::warn!(id = of.id, %error, "slow.not-recorded");
             }
         });
         end
     }
 }
 
+/// The operation that is looked at.
+struct Of {
+    kind: Kind,
+    id: String,
+    process: Option<String>,
+}
+
 async fn look(
     shared: &Arc<Shared>,
-    kind: Kind,
-    id: &str,
+    of: &Of,
     keeper: Option<i32>,
     ended: oneshot::Receiver<()>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -60,8 +73,9 @@ async fn look(
         diagnosis
     };
     let diagnosis = tokio::task::spawn_blocking(diagnose).await?;
-    tracing::warn!(id, ?kind, verdict = diagnosis.verdict, "slow");
-    shared.history.explain(kind, id, diagnosis);
+    let Of { kind, id, process } = of;
+    tracing::warn!(id, ?kind, process, verdict = diagnosis.verdict, "slow");
+    shared.history.explain(*kind, id, process.as_deref(), diagnosis);
     Ok(())
 }
 

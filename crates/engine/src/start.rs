@@ -140,6 +140,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
     let limits_gate = Gate::new("disk limits of new sizes", None, 1, queued);
     let output_files = Files::open(&config.root, config.output_files, &known);
     let kept_output = Room::new(config.kept_output.unwrap_or_else(|| kept_output(&config.run)));
+    let history = History::open(&config.run, &boot_id);
     Ok(Shared {
         pairs: Pool::new("pairs", READY, home).map_err(fail)?,
         privileged_pairs: Pool::new("privileged-pairs", 1, privileged).map_err(fail)?,
@@ -161,7 +162,7 @@ fn open_all(config: Config, dir: &Directory, lock: OwnedFd) -> Result<Shared> {
         masks: wardian_runtime::bundle::host_masks(Path::new("/sys")),
         containers: Mutex::default(),
         weighing: Mutex::default(),
-        history: History::default(),
+        history,
         gate,
         limits_gate,
         images: image::Gates::new(queued),

@@ -528,19 +528,21 @@ Step {
     ms: f64,
 });
 
-wire!(/// A create or a destroy.
+wire!(/// A create, a destroy, or the end of a pea.
 Operation {
-    /// `create` or `destroy`.
+    /// `create`, `destroy` or `pea`.
     kind: String,
     /// The container's handle.
     handle: String,
     /// The container's id: ids are never reused, handles are.
     id: String,
+    /// Of the end of a pea: the id of the pea's process.
+    #[serde(skip_serializing_if = "Option::is_none")] process: Option<String>,
     /// When it began, in milliseconds since 1970.
     began_ms: f64,
     /// How long it took, in milliseconds.
     ms: f64,
-    /// Its phases, one after the other.
+    /// Its phases. Those of a create or destroy follow each other; a pea is unmounted while the server does the rest.
     steps: Vec<Step>,
     /// Why it failed.
     error: Option<String>,
@@ -548,12 +550,14 @@ Operation {
     diagnosis: Option<serde_json::Value>,
 });
 
-wire!(/// The last create and destroy of a handle; wardian's own.
+wire!(/// The last create and destroy of a handle, and the last ends of peas in it; wardian's own.
 History {
     /// The create, if it is known.
     create: Option<Operation>,
     /// The destroy, if there was one and it is known.
     destroy: Option<Operation>,
+    /// The last ends of peas in it, the newest last; nothing from a server of an earlier version.
+    peas: Vec<Operation>,
 });
 
 wire!(/// An event; wardian's own.

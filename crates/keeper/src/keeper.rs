@@ -192,7 +192,6 @@ impl Keeper {
             let alive = self.container.is_some() || self.processes.any_alive();
             if !alive && self.launches.is_empty() {
                 self.processes.clear();
-                let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
                 let reply = match self.speaks {
                     Some(1) => Reply::Done,
                     _ => Reply::Destroyed(Destroyed {
@@ -302,6 +301,7 @@ impl Keeper {
             }
             Op::Signal { id, signal } => self.signal(&id, signal).map(done),
             Op::Release { id } => self.with(&id, Io::release).map(done),
+            Op::Unmounted { id } => self.unmounted(&id).map(Some),
             Op::Rewrite { files } => self.rewrite(&files).map(done),
             Op::Cancel { transfer } => {
                 self.cancel(|launch| launch.connection == connection && launch.seq == transfer);
@@ -345,6 +345,12 @@ impl Keeper {
 
     fn find(&self, id: &str) -> Result<&Process, Fail> {
         self.processes.get(id).ok_or_else(|| unknown(id))
+    }
+
+    fn unmounted(&self, id: &str) -> Result<Reply<BorrowedFd<'static>>, Fail> {
+        let process = self.find(id)?;
+        let closed = process.closed.filter(|_| process.pea);
+        closed.map(|time| Reply::Unmounted { us: us(time) }).ok_or_else(|| other("it is no ended pea"))
     }
 
     fn with(&mut self, id: &str, change: impl FnOnce(&mut Io)) -> Result<(), Fail> {
@@ -684,7 +690,11 @@ impl Keeper {
             failpoint::reach(Point::Exited);
             self.tell_all(|| Message::Exited { id: id.clone(), status });
             // The answer does not wait for the unmount of a pea's root file system.
+            let closing = Instant::now();
             drop(boxed);
+            if let Some(process) = self.processes.get_mut(&id) {
+                process.closed = Some(closing.elapsed());
+            }
             return;
         }
         // The child may be the process of a failed launch, which no client knows.
@@ -715,6 +725,10 @@ fn from(parked: Option<&Parked>, start: impl FnOnce() -> io::Result<i32>) -> io:
         Some(parked) => parked.call(&mut job),
         None => job(),
     }
+}
+
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn stdio_numbers(io: &TheirIo) -> Vec<RawFd> {

@@ -6,6 +6,7 @@ use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 use wardian_runtime::wire::{ENDED_KEPT, ProcessState, Stdio, Window};
 
 /// The keeper's ends of a process's stdio.
@@ -128,6 +129,8 @@ pub struct Process {
     pub io: Io,
     /// A pea's own resources, while it lives.
     pub boxed: Option<PeaBox>,
+    /// How long closing them took, once they are closed.
+    pub closed: Option<Duration>,
     /// Whether it is a pea.
     pub pea: bool,
     number: u64,
@@ -148,7 +151,7 @@ impl Processes {
     pub fn insert(&mut self, id: String, io: Io, boxed: Option<PeaBox>) {
         self.count += 1;
         let pea = boxed.is_some();
-        let process = Process { pid: None, status: None, io, boxed, pea, number: self.count };
+        let process = Process { pid: None, status: None, io, boxed, closed: None, pea, number: self.count };
         self.by_id.insert(id, process);
     }
 

@@ -15,8 +15,12 @@ const GAP_MS: f64 = 1000.0;
 
 /// Limit of remembered requests that no flusher has taken up yet.
 const QUEUED_MAX: usize = 4096;
+/// How many bursts of discards are searched for the one that a discard continues.
+const DISCARDERS: usize = 64;
 /// Limit of remembered forks.
 const CHILDREN_MAX: usize = 1 << 20;
+/// Limit of remembered moments at which a thread went on.
+const MOMENTS_MAX: usize = 1 << 16;
 /// Limit of inodes whose writer is remembered.
 const DIRTIED_MAX: usize = 200_000;
 
@@ -56,6 +60,10 @@ pub(crate) struct Attribution {
     /// Begin of the recording, in seconds of the trace's clock.
     start: f64,
     pub(crate) written: Vec<Written>,
+    /// Discards, in the same form.
+    pub(crate) discarded: Vec<Written>,
+    /// Moments, in ms, at which a thread had returned from what it waited in before: it entered a system call, or ended.
+    pub(crate) moments: VecDeque<(u32, f64)>,
     /// System calls that took at least a millisecond.
     pub(crate) calls: Vec<Call>,
     /// Pairs of parent and child, in the order of the forks.
@@ -73,6 +81,10 @@ pub(crate) struct Attribution {
     bursts: HashMap<u32, usize>,
     /// By cause, tasks and evidence: the last burst.
     kinds: HashMap<(Cause, u32, u32, String), usize>,
+    /// By burst: bytes since writes were last traced again.
+    recent: HashMap<usize, u64>,
+    /// All bytes that were traced.
+    pub(crate) traced: u64,
 }
 
 impl Attribution {
@@ -91,7 +103,7 @@ impl Attribution {
         self.settle(pid, Vec::new());
         match event.what {
             What::Bio { flags, bytes } => {
-                if flags.contains('W') && bytes > 0 {
+                if flags.contains(['W', 'D']) && bytes > 0 {
                     self.waiting.insert(pid, Waiting::Bio { t_ms, comm: event.comm, flags, bytes });
                 }
             }
@@ -123,7 +135,14 @@ impl Attribution {
                     self.children.push((pid, child));
                 }
             }
+            What::Next => self.goes_on(pid, t_ms),
+            What::Dies => {
+                self.goes_on(pid, t_ms);
+                self.current.remove(&pid);
+                self.last.remove(&pid);
+            }
             What::Enter(call) => {
+                self.goes_on(pid, t_ms);
                 self.current.insert(pid, (call, t_ms));
             }
             What::Exit(call) => self.exit(pid, event.comm, call, t_ms),
@@ -145,13 +164,18 @@ impl Attribution {
 
     /// Ends the attribution: no more stacks will follow.
     pub(crate) fn finish(&mut self, end_ms: f64) {
-        let pids: Vec<u32> = self.waiting.keys().copied().collect();
-        for pid in pids {
-            self.settle(pid, Vec::new());
-        }
+        self.settle_all();
         for (pid, (call, begin_ms)) in std::mem::take(&mut self.current) {
             let task = Task { pid, comm: String::new(), syscall: Some(call) };
             self.calls.push(Call { task, begin_ms, end_ms });
+        }
+    }
+
+    /// No more stacks of the events so far will follow.
+    pub(crate) fn settle_all(&mut self) {
+        let pids: Vec<u32> = self.waiting.keys().copied().collect();
+        for pid in pids {
+            self.settle(pid, Vec::new());
         }
     }
 
@@ -164,6 +188,34 @@ impl Attribution {
             self.calls.push(Call { task, begin_ms, end_ms });
         }
         self.last.insert(pid, call);
+    }
+
+    fn goes_on(&mut self, pid: u32, t_ms: f64) {
+        if self.moments.len() == MOMENTS_MAX {
+            self.moments.pop_front();
+        }
+        self.moments.push_back((pid, t_ms));
+    }
+
+    /// Writes are traced again, or for the first time.
+    pub(crate) fn sees_writes(&mut self) {
+        self.recent.clear();
+    }
+
+    /// Adds bytes that the device has counted until `t_ms`, while no writes were traced, to those who wrote before, in
+    /// proportion. Returns how many were added: none if nobody was seen writing.
+    pub(crate) fn estimate(&mut self, bytes: u64, t_ms: f64) -> u64 {
+        let seen: u64 = self.recent.values().sum();
+        let mut added = 0;
+        for (at, part) in &self.recent {
+            let Some(burst) = self.written.get_mut(*at) else { continue };
+            let more = u64::try_from(u128::from(bytes) * u128::from(*part) / u128::from(seen.max(1)));
+            let more = more.unwrap_or(bytes);
+            burst.bytes += more;
+            burst.end_ms = burst.end_ms.max(t_ms);
+            added += more;
+        }
+        added
     }
 
     fn begin_round(&mut self, pid: u32, work: Work) {
@@ -219,8 +271,49 @@ impl Attribution {
         }
     }
 
+    /// A discard. Its cause is known from the stack alone: the task that frees the blocks also writes.
+    fn discard(&mut self, t_ms: f64, pid: u32, comm: String, bytes: u64, stack: Vec<String>) {
+        let by = self.task(pid, comm, &stack);
+        let (cause, function) = causes::of_discard(&stack);
+        let how = function.map(str::to_owned).or_else(|| causes::meaningful(&stack).cloned());
+        let how = how.unwrap_or_else(|| format!("thread {}", by.comm));
+        let own = !by.comm.starts_with("kworker/") && causes::of_thread(&by.comm).is_none();
+        let near = |burst: &&mut Written| {
+            burst.by.pid == pid && burst.cause == cause && burst.how == how && t_ms - burst.end_ms <= GAP_MS
+        };
+        match self.discarded.iter_mut().rev().take(DISCARDERS).find(near) {
+            Some(burst) => {
+                burst.end_ms = burst.end_ms.max(t_ms);
+                burst.bytes += bytes;
+                burst.writes += 1;
+            }
+            None => self.discarded.push(Written {
+                begin_ms: t_ms,
+                end_ms: t_ms,
+                cause,
+                how,
+                bytes,
+                metadata_bytes: 0,
+                writes: 1,
+                asked_by: own.then(|| by.clone()),
+                by,
+                stack,
+                inodes: BTreeMap::new(),
+                dirtied_by: BTreeMap::new(),
+            }),
+        }
+    }
+
     fn bio(&mut self, t_ms: f64, pid: u32, comm: String, flags: &str, bytes: u64, stack: Vec<String>) {
+        if flags.contains('D') {
+            return self.discard(t_ms, pid, comm, bytes, stack);
+        }
         let round = self.rounds.get(&pid).filter(|round| round.active);
+        // A file system with checksums (btrfs) has other workers submit what a flusher writes.
+        let round = round.or_else(|| {
+            let worker = comm.starts_with("kworker/") && stack.is_empty();
+            worker.then(|| self.rounds.values().find(|round| round.active)).flatten()
+        });
         let by = self.task(pid, comm, &stack);
         let (cause, how, asker) = if let Some((cause, function)) = causes::of_stack(&stack) {
             let asker = (cause != Cause::JournalCommit && !by.comm.starts_with("kworker/"))
@@ -259,6 +352,8 @@ impl Attribution {
             self.written.len() - 1
         });
         self.kinds.insert(kind, at);
+        *self.recent.entry(at).or_default() += bytes;
+        self.traced += bytes;
         self.bursts.insert(pid, at);
         let burst = &mut self.written[at];
         burst.end_ms = burst.end_ms.max(t_ms);
@@ -397,6 +492,66 @@ z-4 [001] ..... 100.2: block_bio_queue: 7,2 W 8 + 2 [z]
         assert_eq!(found(6), (Cause::Sync, Some("fsync"), 0));
         assert_eq!(found(9), (Cause::JournalCommit, None, 1024));
         assert_eq!(found(4), (Cause::Unknown, None, 0));
+    }
+
+    #[test]
+    fn discards_are_no_writes() {
+        let text = "rm-5 [000] ..... 100.1: block_bio_queue: 7,2 DS 8 + 4096 [rm]
+rm-5 [000] ..... 100.1: <stack trace>
+ => submit_bio_noacct_nocheck
+ => __blkdev_issue_discard
+ => ext4_issue_discard
+ => ext4_free_blocks
+ => __x64_sys_unlinkat
+rm-5 [000] ..... 100.2: block_bio_queue: 7,2 DS 4104 + 4096 [rm]
+rm-5 [000] ..... 100.2: <stack trace>
+ => submit_bio_noacct_nocheck
+ => __blkdev_issue_discard
+ => ext4_issue_discard
+ => ext4_free_blocks
+ => __x64_sys_unlinkat
+jbd2/loop2-8-9 [001] ..... 100.3: block_bio_queue: 7,2 D 8 + 8 [jbd2/loop2-8]
+jbd2/loop2-8-9 [001] ..... 100.3: <stack trace>
+ => ext4_process_freed_data
+ => jbd2_journal_commit_transaction
+";
+        let mut parser = Parser::default();
+        let mut attribution = Attribution::since(100.0);
+        for event in parser.feed(text) {
+            attribution.feed(event);
+        }
+        parser.finish().into_iter().for_each(|event| attribution.feed(event));
+        attribution.finish(9000.0);
+        assert!(attribution.written.is_empty());
+        let found: Vec<_> = attribution
+            .discarded
+            .iter()
+            .map(|burst| (burst.cause, burst.bytes, burst.writes, burst.asked_by.as_ref().map(|a| a.pid)))
+            .collect();
+        assert_eq!(found, [(Cause::Deletion, 8192 * 512, 2, Some(5)), (Cause::Deletion, 4096, 1, None)]);
+    }
+
+    #[test]
+    fn what_was_not_traced_is_estimated_in_proportion() {
+        let line = |pid: u32, time: f64, sectors: u64| {
+            format!("jbd2/a-{pid} [001] ..... {time}: block_bio_queue: 7,2 W 8 + {sectors} [a]\n")
+        };
+        let mut parser = Parser::default();
+        let mut attribution = Attribution::since(100.0);
+        let mut feed = |attribution: &mut Attribution, text: String| {
+            parser.feed(&text).into_iter().for_each(|event| attribution.feed(event));
+            attribution.settle_all();
+        };
+        feed(&mut attribution, line(3, 100.1, 1000));
+        attribution.sees_writes();
+        assert_eq!(attribution.estimate(4096, 200.0), 0, "nobody was seen");
+        feed(&mut attribution, line(1, 100.2, 6) + &line(2, 100.2, 2));
+        assert_eq!(attribution.estimate(800, 500.0), 800);
+        let bytes = |pid: u32| {
+            let burst = attribution.written.iter().find(|burst| burst.by.pid == pid).unwrap();
+            (burst.bytes, burst.end_ms.round())
+        };
+        assert_eq!((bytes(1), bytes(2), bytes(3)), ((3672, 500.0), (1224, 500.0), (512_000, 100.0)));
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub enum Cause {
     JournalCommit,
     /// Direct I/O (O_DIRECT), which bypasses the page cache.
     Direct,
+    /// Of discards: the file system has freed blocks, because files were deleted or truncated, and is mounted with
+    /// `discard`.
+    Deletion,
+    /// Of discards: `fstrim`, or the same by another program.
+    Trim,
     /// The cause could not be determined.
     Unknown,
 }
@@ -33,6 +38,8 @@ impl fmt::Display for Cause {
             Self::FlushAtClose => "a flush at close",
             Self::JournalCommit => "a commit of the journal",
             Self::Direct => "direct I/O",
+            Self::Deletion => "the deletion of files",
+            Self::Trim => "a trim",
             Self::Unknown => "a cause that could not be told",
         })
     }
@@ -61,6 +68,11 @@ const TELLING: &[(&str, Cause)] = &[
     ("generic_write_sync", Cause::Sync),
     ("generic_shutdown_super", Cause::Sync),
     ("freeze_super", Cause::Sync),
+    // Each file system's own fsync: the compiler may leave no trace of vfs_fsync on the stack.
+    ("file_write_and_wait_range", Cause::Sync),
+    ("ext4_sync_file", Cause::Sync),
+    ("xfs_file_fsync", Cause::Sync),
+    ("btrfs_sync_file", Cause::Sync),
     // Delayed allocation is resolved at close and rename (ext4: auto_da_alloc); XFS flushes at close after a
     // truncation, and before a truncation.
     ("ext4_alloc_da_blocks", Cause::FlushAtClose),
@@ -78,7 +90,39 @@ const TELLING: &[(&str, Cause)] = &[
     ("xlog_state_release_iclog", Cause::JournalCommit),
     ("xfsaild", Cause::JournalCommit),
     ("xfs_log_worker", Cause::JournalCommit),
+    ("btrfs_commit_transaction", Cause::JournalCommit),
 ];
+
+/// Functions that identify the cause of a discard, by precedence.
+const DISCARDING: &[(&str, Cause)] = &[
+    // ioctl(FITRIM) on a file system, ioctl(BLKDISCARD) on a device.
+    ("ext4_trim_fs", Cause::Trim),
+    ("xfs_ioc_trim", Cause::Trim),
+    ("btrfs_trim_fs", Cause::Trim),
+    ("btrfs_ioctl_fitrim", Cause::Trim),
+    ("f2fs_trim_fs", Cause::Trim),
+    ("fat_trim_fs", Cause::Trim),
+    ("blk_ioctl_discard", Cause::Trim),
+    ("blkdev_ioctl", Cause::Trim),
+    // Freed blocks: at once, by the commit of the journal, or by a worker after it.
+    ("ext4_issue_discard", Cause::Deletion),
+    ("ext4_process_freed_data", Cause::Deletion),
+    ("ext4_discard_work", Cause::Deletion),
+    ("ext4_free_blocks", Cause::Deletion),
+    ("xfs_discard_extents", Cause::Deletion),
+    ("btrfs_discard_extent", Cause::Deletion),
+    ("btrfs_issue_discard", Cause::Deletion),
+    ("btrfs_finish_extent_commit", Cause::Deletion),
+    ("btrfs_discard_workfn", Cause::Deletion),
+    ("f2fs_submit_discard", Cause::Deletion),
+    ("fat_free_clusters", Cause::Deletion),
+];
+
+/// The cause of a discard that a stack identifies, and by which function.
+pub(crate) fn of_discard(stack: &[String]) -> (Cause, Option<&'static str>) {
+    let found = DISCARDING.iter().find(|(name, _)| stack.iter().any(|f| f.contains(name)));
+    found.map_or((Cause::Unknown, None), |(name, cause)| (*cause, Some(*name)))
+}
 
 /// The cause that a stack identifies, and by which function.
 pub(crate) fn of_stack(stack: &[String]) -> Option<(Cause, &'static str)> {
@@ -98,7 +142,7 @@ pub(crate) fn of_reason(reason: &str) -> Cause {
 /// The cause that a kernel thread's name stands for.
 pub(crate) fn of_thread(comm: &str) -> Option<Cause> {
     let starts = |prefix| comm.starts_with(prefix);
-    if starts("jbd2/") || starts("xfsaild/") || starts("xfs-cil/") {
+    if starts("jbd2/") || starts("xfsaild/") || starts("xfs-cil/") || starts("btrfs-transacti") {
         Some(Cause::JournalCommit)
     } else if starts("kswapd") {
         Some(Cause::MemoryPressure)

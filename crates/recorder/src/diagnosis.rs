@@ -60,6 +60,9 @@ pub struct Diagnosis {
     pub causes: Vec<CauseShare>,
     /// Bytes written to the watched devices while recording.
     pub written_bytes: u64,
+    /// The causes of discards, the largest first; their shares are of all bytes discarded.
+    #[serde(default)]
+    pub discards: Vec<CauseShare>,
     /// The waits, the longest first.
     pub waited: Vec<Wait>,
     /// The settings in force.
@@ -87,6 +90,13 @@ impl Diagnosis {
         for cause in &mut causes {
             cause.share = cause.bytes as f64 / written_bytes.max(1) as f64;
         }
+        let mut discards = shares(&recording.discarded, name);
+        let discarded: u64 = discards.iter().map(|share| share.bytes).sum();
+        for share in &mut discards {
+            share.share = share.bytes as f64 / discarded.max(1) as f64;
+            // A discard has no data that could be somebody's.
+            share.data_of.clear();
+        }
         let mut waited = recording.waits.clone();
         waited.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         let fingerprints = fingerprint::of(recording);
@@ -95,7 +105,7 @@ impl Diagnosis {
         let others = ours.as_ref().is_some_and(BTreeSet::is_empty) && !somebody_waited(recording, &waited);
         let concerned = |cause: &&CauseShare| ours.as_ref().is_none_or(|ours| ours.contains(&cause.cause));
         let first = if others { None } else { causes.iter().find(concerned).or(causes.first()) };
-        let verdict = verdict(recording, first, &causes, &waited, written_bytes, name);
+        let verdict = verdict(recording, first, &causes, &discards, &waited, written_bytes, name);
         let mut advice: Vec<String> = fingerprints.iter().map(|f| f.advice.clone()).collect();
         if let Some(first) = first.filter(|_| advice.is_empty()) {
             advice.push(advice_for(first.cause).to_owned());
@@ -103,12 +113,29 @@ impl Diagnosis {
         Self {
             causes,
             written_bytes,
+            discards,
             waited,
             tunables: recording.tunables.clone(),
             fingerprints,
             verdict,
             advice,
             limits: limits(recording, traced),
+        }
+    }
+
+    /// Keeps the longest waits and the largest owners alone, so many of each; [`Diagnosis::limits`] says so. For
+    /// callers that keep many diagnoses.
+    pub fn cut(&mut self, most: usize) {
+        if self.waited.len() > most {
+            self.limits.push(format!("of {} waits the {most} longest were kept", self.waited.len()));
+            self.waited.truncate(most);
+        }
+        for cause in &mut self.causes {
+            if cause.data_of.len() > most {
+                let all = cause.data_of.len();
+                self.limits.push(format!("{}: of {all} owners the {most} largest were kept", cause.cause));
+                cause.data_of.truncate(most);
+            }
         }
     }
 
@@ -226,6 +253,7 @@ fn verdict(
     recording: &Recording,
     first: Option<&CauseShare>,
     causes: &[CauseShare],
+    discards: &[CauseShare],
     waited: &[Wait],
     bytes: u64,
     name: &dyn Fn(Subject<'_>) -> Option<String>,
@@ -245,6 +273,7 @@ fn verdict(
         None if recording.traced() || recording.device_bytes() == Some(0) => "nothing was written".to_owned(),
         None => "what was written could not be told".to_owned(),
     };
+    text += &discarded(recording, discards, name);
     match waited.first().filter(|_| somebody_waited(recording, waited)) {
         Some(wait) => {
             let call = wait.task.syscall.as_ref().map_or(String::new(), |call| format!(" in {call}"));
@@ -258,6 +287,26 @@ fn verdict(
         None => text += "; nobody that was watched waited",
     }
     text
+}
+
+/// What the verdict says of discards; nothing if the watched threads have no part in any.
+fn discarded(
+    recording: &Recording,
+    discards: &[CauseShare],
+    name: &dyn Fn(Subject<'_>) -> Option<String>,
+) -> String {
+    let bytes: u64 = discards.iter().map(|share| share.bytes).sum();
+    let ours = recording
+        .watched
+        .as_ref()
+        .is_none_or(|watched| recording.discarded.iter().any(|burst| burst.concerns(watched)));
+    match discards.first() {
+        Some(first) if ours && bytes > 0 => {
+            let by = first.asked_by.as_ref().map_or(String::new(), |t| format!(" by {}", task_name(t, name)));
+            format!("; {} were discarded because of {}{by}", size(bytes), first.cause)
+        }
+        _ => String::new(),
+    }
 }
 
 /// A readable size.
@@ -288,6 +337,7 @@ fn advice_for(cause: Cause) -> &'static str {
             "ext4 in its ordered mode writes data with each commit; mount with data=writeback, or a longer commit=, if that is no harm after a crash"
         }
         Cause::Direct => "the writer asked to go past memory (O_DIRECT): its own settings decide",
+        Cause::Deletion | Cause::Trim => "mount without `discard`, and run fstrim while nobody waits",
         Cause::Unknown => "look at the limits of this diagnosis: more of the kernel's tracing would tell",
     }
 }
@@ -306,6 +356,17 @@ fn limits(recording: &Recording, traced: bool) -> Vec<String> {
         limits.push(format!(
             "the kernel threw away {} events: the figures are too small",
             recording.lost_events
+        ));
+    }
+    if recording.estimated_bytes > 0 {
+        limits.push(format!(
+            "{} of what was written are an estimate from the device's own counter: tracing every write would have cost too much",
+            size(recording.estimated_bytes)
+        ));
+    } else if recording.cost.untraced_ms > 0.0 {
+        limits.push(format!(
+            "for {:.0} ms of {:.0} writes were not traced, because that would have cost too much",
+            recording.cost.untraced_ms, recording.length_ms
         ));
     }
     if recording.interrupted {
@@ -420,6 +481,46 @@ mod tests {
         let nothing = Diagnosis::of(&Recording::default(), &unnamed);
         assert!(nothing.causes.is_empty() && nothing.verdict.contains("could not be told"));
         assert!(Diagnosis::of(&traced(), &unnamed).verdict.contains("nothing was written"));
+    }
+
+    #[test]
+    fn discards_are_told_beside_the_writes() {
+        let discard = |pid: u32, cause, bytes| {
+            let by = task(pid, "rm");
+            Written { asked_by: Some(by.clone()), by, ..burst(cause, bytes) }
+        };
+        let discarded = vec![discard(5, Cause::Deletion, 3_000_000), discard(6, Cause::Trim, 1_000_000)];
+        let mut recording = Recording { discarded, ..traced() };
+        let diagnosis = Diagnosis::of(&recording, &unnamed);
+        let shares: Vec<_> = diagnosis.discards.iter().map(|d| (d.cause, d.bytes, d.share)).collect();
+        assert_eq!(shares, [(Cause::Deletion, 3_000_000, 0.75), (Cause::Trim, 1_000_000, 0.25)]);
+        assert_eq!((diagnosis.written_bytes, diagnosis.causes.len()), (0, 0));
+        let told = "nothing was written; 4.0 MB were discarded because of the deletion of files by rm[5]";
+        assert!(diagnosis.verdict.starts_with(told), "{}", diagnosis.verdict);
+        assert!(diagnosis.text(true).contains("what was discarded"), "{}", diagnosis.text(true));
+        // Those of others are listed, but not blamed on what was watched.
+        recording.watched = Some(BTreeSet::from([99]));
+        let diagnosis = Diagnosis::of(&recording, &unnamed);
+        assert!(!diagnosis.verdict.contains("discarded") && diagnosis.discards.len() == 2);
+    }
+
+    #[test]
+    fn of_many_waits_the_longest_are_kept() {
+        let wait = |ms| Wait { task: task(3, "umount"), ms, ..Wait::default() };
+        let waits = (0..50).map(|n| wait(f64::from(n))).collect();
+        let mut diagnosis = Diagnosis::of(&Recording { waits, ..traced() }, &unnamed);
+        diagnosis.cut(30);
+        assert_eq!((diagnosis.waited.len(), diagnosis.waited[29].ms), (30, 20.0));
+        assert!(diagnosis.limits.iter().any(|limit| limit.contains("of 50 waits the 30 longest")));
+        let whole = diagnosis.clone();
+        diagnosis.cut(30);
+        assert_eq!(diagnosis, whole);
+    }
+
+    #[test]
+    fn what_was_estimated_is_said() {
+        let recording = Recording { estimated_bytes: 2_000_000, ..traced() };
+        assert!(Diagnosis::of(&recording, &unnamed).limits[0].starts_with("2.0 MB of what was written"));
     }
 
     #[test]

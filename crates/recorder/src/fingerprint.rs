@@ -45,7 +45,10 @@ const KNOWN: &[Known] = &[
     Known {
         id: "fsync-on-copy-up",
         shows: |stack| {
-            starts(stack, "ovl_copy_up") && has(stack, &["vfs_fsync", "vfs_fsync_range", "ovl_sync_file"])
+            // vfs_fsync itself may be missing: its call of the file system's function is the last thing it does.
+            let syncs = ["vfs_fsync", "vfs_fsync_range", "ovl_sync_file", "file_write_and_wait_range"];
+            let of_upper = ["ext4_sync_file", "xfs_file_fsync", "btrfs_sync_file"];
+            starts(stack, "ovl_copy_up") && (has(stack, &syncs) || has(stack, &of_upper))
         },
         samples: 0,
         advice: "each file copied up into an overlay is synced: mount it `volatile`, or do not change owners and modes of files in lower layers",
@@ -173,6 +176,12 @@ mod tests {
             (
                 "folio_wait_writeback vfs_fsync_range ovl_copy_up_file ovl_copy_up_flags",
                 1,
+                "fsync-on-copy-up",
+            ),
+            (
+                "folio_wait_bit_common folio_wait_writeback __filemap_fdatawait_range file_write_and_wait_range \
+                 ext4_sync_file ovl_copy_up_file ovl_copy_up_one ovl_copy_up_flags ovl_setattr notify_change",
+                9,
                 "fsync-on-copy-up",
             ),
             (

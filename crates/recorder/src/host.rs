@@ -15,8 +15,8 @@ use wardian_sys::{pressure, procfs};
 pub(crate) struct Target {
     pub(crate) filter: Filter,
     pub(crate) fs_type: String,
-    /// The device's `stat` file.
-    stat: Option<PathBuf>,
+    /// The `stat` files of the devices whose writes are counted.
+    stat: Vec<PathBuf>,
     /// Why there is no device, if there is none.
     pub(crate) note: Option<String>,
 }
@@ -38,6 +38,13 @@ impl Target {
         let device = [Some(own), source].into_iter().flatten().find(|d| d.0 != 0 && sysfs(*d).exists());
         let mut target = Self { fs_type, ..Self::default() };
         target.filter.superblock = own;
+        // One on several devices writes to each of them.
+        if let Some(several) = device.and_then(btrfs) {
+            target.filter.bdi = several.bdi;
+            target.stat = several.devices.iter().map(|device| sysfs(*device).join("stat")).collect();
+            target.filter.devices = several.devices;
+            return Ok(target);
+        }
         let Some(device) = device else {
             let kind = if target.fs_type.is_empty() { "file system" } else { &target.fs_type };
             target.note = Some(format!(
@@ -55,14 +62,37 @@ impl Target {
             let (major, minor) = whole.unwrap_or(device);
             target.filter.bdi = Some(format!("{major}:{minor}"));
         }
-        target.stat = Some(sysfs(device).join("stat"));
+        target.stat.push(sysfs(device).join("stat"));
         Ok(target)
     }
 }
 
+/// The devices of a btrfs file system.
+#[derive(Debug)]
+struct Several {
+    devices: Vec<(u32, u32)>,
+    /// The name of its backing device info.
+    bdi: Option<String>,
+}
+
+/// The mounted btrfs file system that has this device, by `/sys/fs/btrfs/<uuid>/{devices/<name>/dev,bdi}`.
+fn btrfs(device: (u32, u32)) -> Option<Several> {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    for dir in entries(Path::new("/sys/fs/btrfs")) {
+        let number = |link: PathBuf| parse(&fs::read_to_string(link.join("dev")).ok()?);
+        let devices: Vec<(u32, u32)> = entries(&dir.join("devices")).filter_map(number).collect();
+        if devices.contains(&device) {
+            let bdi = fs::read_link(dir.join("bdi")).ok();
+            let bdi = bdi.and_then(|link| link.file_name()?.to_str().map(str::to_owned));
+            return Some(Several { devices, bdi });
+        }
+    }
+    None
+}
+
 /// The disk below a directory, for callers that only need its counter.
 #[derive(Debug, Clone)]
-pub struct Disk(Option<PathBuf>);
+pub struct Disk(Vec<PathBuf>);
 
 impl Disk {
     /// Finds the disk; there may be none.
@@ -74,10 +104,12 @@ impl Disk {
         Target::of(dir).map(|target| Self(target.stat))
     }
 
-    /// Bytes written to the disk since the boot; `None` without a disk.
+    /// Bytes written to the disk since the boot, or to all disks of a file system on several; `None` without a disk.
     pub fn written(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.0.as_ref()?).ok()?;
-        proc::device_stat(&text).map(|io| io.written_bytes)
+        let written =
+            |stat: &PathBuf| Some(proc::device_stat(&fs::read_to_string(stat).ok()?)?.written_bytes);
+        let all: Vec<u64> = self.0.iter().filter_map(written).collect();
+        (!all.is_empty()).then(|| all.iter().sum())
     }
 }
 
@@ -91,6 +123,11 @@ fn sysfs((major, minor): (u32, u32)) -> PathBuf {
 
 fn disk_of(partition: (u32, u32)) -> Option<(u32, u32)> {
     let text = fs::read_to_string(fs::canonicalize(sysfs(partition)).ok()?.parent()?.join("dev")).ok()?;
+    parse(&text)
+}
+
+/// Parses `major:minor`.
+fn parse(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.trim().split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
@@ -101,9 +138,11 @@ pub(crate) struct Host {
     meminfo: Option<File>,
     vmstat: Option<File>,
     pressure: Option<File>,
-    device: Option<File>,
+    devices: Vec<File>,
     /// The increase of the counters at the last reading.
     grown: BTreeMap<String, u64>,
+    /// The pressure at the last reading.
+    stalled: Option<Pressure>,
     first: Option<(BTreeMap<&'static str, u64>, Pressure, Io)>,
     text: Vec<u8>,
 }
@@ -129,22 +168,35 @@ impl Host {
             meminfo: open("meminfo", Path::new("/proc/meminfo")),
             vmstat: open("vmstat", Path::new("/proc/vmstat")),
             pressure: open("psi", Path::new("/proc/pressure/io")),
-            device: target.stat.as_ref().and_then(|stat| open("device", stat)),
+            devices: target.stat.iter().filter_map(|stat| open("device", stat)).collect(),
             grown: BTreeMap::new(),
+            stalled: None,
             first: None,
             text: vec![0; 32768],
         }
     }
 
-    /// Takes a sample. Only a `whole` one reads the counters of vmstat; the others repeat them.
+    /// Takes a sample. Only a `whole` one reads the counters of vmstat and the pressure; the others repeat them.
     pub(crate) fn sample(&mut self, t_ms: f64, whole: bool) -> Sample {
         let memory = read(self.meminfo.as_ref(), &mut self.text).and_then(|text| procfs::meminfo(text).ok());
         let memory = memory.unwrap_or_default();
         let vmstat = whole.then(|| read(self.vmstat.as_ref(), &mut self.text).map(proc::vmstat)).flatten();
-        let pressure = read(self.pressure.as_ref(), &mut self.text).and_then(pressure::parse_psi);
-        let pressure =
-            pressure.map(|psi| Pressure { some_us: psi.some.total_us, full_us: psi.full.total_us });
-        let io = read(self.device.as_ref(), &mut self.text).and_then(proc::device_stat);
+        let pressure = if whole {
+            let psi = read(self.pressure.as_ref(), &mut self.text).and_then(pressure::parse_psi);
+            psi.map(|psi| Pressure { some_us: psi.some.total_us, full_us: psi.full.total_us })
+        } else {
+            self.stalled
+        };
+        self.stalled = pressure;
+        let each = self.devices.iter();
+        let each = each.filter_map(|file| proc::device_stat(read(Some(file), &mut self.text)?));
+        let io = each.reduce(|a, b| Io {
+            writes: a.writes + b.writes,
+            written_bytes: a.written_bytes + b.written_bytes,
+            in_flight: a.in_flight + b.in_flight,
+            busy_ms: a.busy_ms.max(b.busy_ms),
+            discarded_bytes: a.discarded_bytes + b.discarded_bytes,
+        });
         let (counters, stalled, done) = self.first.get_or_insert_with(|| {
             (vmstat.clone().unwrap_or_default(), pressure.unwrap_or_default(), io.unwrap_or_default())
         });

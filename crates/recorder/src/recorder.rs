@@ -8,6 +8,7 @@ use crate::trace::Parser;
 use crate::tracefs::Instance;
 use crate::waits;
 use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,6 +23,18 @@ const TRACE_EVERY: u64 = 5;
 const COUNTERS_EVERY: u64 = 5;
 /// CPU share of the recorder beyond which the threads are sampled less often.
 const BUDGET: f64 = 0.009;
+/// CPU share for reading the trace beyond which writes are not traced for a while. The rest is for the samples.
+const TRACE_BUDGET: f64 = 0.005;
+/// Below this part of it they are traced again.
+const AGAIN: f64 = 0.9;
+/// At the beginning the trace may cost as much as it may in this time, in ms: a short recording must show who writes.
+const TRACE_START_MS: f64 = 20_000.0;
+/// Writes are not traced for this long at least, in ms: each change takes the kernel a while.
+const PAUSE_MS: f64 = 1000.0;
+/// Beyond it, the threads are still sampled once per this many samples, and the host as often.
+const LOOK_LEAST: u64 = 5;
+/// With so many bytes of text at a time the trace is read at each sample.
+const MUCH: usize = 16 << 10;
 /// Samples that are taken in any case: the cost of the start is not representative.
 const FREE_LOOKS: u64 = 25;
 
@@ -142,6 +155,8 @@ impl Recorder {
             recording,
             watch: options.watch,
             period: options.period,
+            followed: BTreeSet::new(),
+            untraced: None,
         };
         let thread = {
             let shared = Arc::clone(&shared);
@@ -211,22 +226,30 @@ struct Watching {
     watch: Watch,
     period: Duration,
     text: Vec<u8>,
+    /// The threads whose next system call is traced.
+    followed: BTreeSet<u32>,
+    /// While writes are not traced: since when, in ms, and the bytes that the device had counted then beyond those
+    /// that were traced.
+    untraced: Option<(f64, u64)>,
 }
 
 impl Watching {
     fn run(mut self, shared: &Shared) -> Recording {
         let own = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         let mut sampler = Sampler::new(self.watch, own);
-        let period_ms = self.recording.period_ms;
         let before = cpu_ms();
         // Every how many samples one is kept: 1, later 2, 4, …
         let mut keep = 1;
         let mut next = Instant::now();
         let mut tick = 0_u64;
+        // The trace has much to read.
+        let mut full = false;
         loop {
             let t_ms = shared.elapsed_ms();
-            if tick.is_multiple_of(keep) {
-                let whole = tick.is_multiple_of(COUNTERS_EVERY);
+            // Sampling a tree of a thousand threads would exceed the recorder's CPU budget.
+            let over = tick >= FREE_LOOKS && cpu_ms() - before > t_ms * BUDGET;
+            let whole = tick.is_multiple_of(COUNTERS_EVERY);
+            if tick.is_multiple_of(keep) && (whole || !over && self.is_busy()) {
                 self.recording.samples.push(self.host.sample(t_ms, whole));
             }
             if self.recording.samples.len() >= SAMPLES_MAX {
@@ -237,14 +260,17 @@ impl Watching {
                 });
                 keep *= 2;
             }
-            // Sampling a tree of a thousand threads would exceed the recorder's CPU budget.
-            if tick < FREE_LOOKS || cpu_ms() - before <= t_ms * BUDGET {
-                sampler.look(t_ms, period_ms);
+            if !over || tick.is_multiple_of(LOOK_LEAST) {
+                sampler.look(t_ms);
+                self.follow(sampler.unmounting());
             } else {
                 self.recording.cost.skipped_looks += 1;
             }
-            if tick.is_multiple_of(TRACE_EVERY) {
-                self.read_trace();
+            if full || tick < TRACE_EVERY || tick.is_multiple_of(TRACE_EVERY) {
+                let before = cpu_ms();
+                full = self.read_trace();
+                self.thin(shared.elapsed_ms());
+                self.recording.cost.trace_ms += cpu_ms() - before;
             }
             tick += 1;
             next = (next + self.period).max(Instant::now());
@@ -260,6 +286,7 @@ impl Watching {
             instance.stop();
         }
         self.read_trace();
+        self.traces_again(shared.elapsed_ms());
         if let Some(event) = self.parser.finish() {
             self.attribution.feed(event);
         }
@@ -274,8 +301,9 @@ impl Watching {
         if self.parser.lost == 0 && self.watch != Watch::Own && self.recording.sources.iter().any(forks) {
             self.recording.watched = self.attribution.family(&sampler.ancestors());
         }
-        let waits = sampler.finish(period_ms);
+        let waits = sampler.finish(&self.attribution.moments, period_ms);
         self.recording.waits = waits::merge(waits, &self.attribution.calls, period_ms);
+        self.recording.discarded = std::mem::take(&mut self.attribution.discarded);
         self.recording.written = std::mem::take(&mut self.attribution.written);
         self.recording.marks = std::mem::take(&mut shared.marks.lock());
         self.recording.length_ms = length_ms;
@@ -290,9 +318,70 @@ impl Watching {
         self.recording
     }
 
-    fn read_trace(&mut self) {
-        let Some(instance) = &mut self.instance else { return };
+    /// Has the next system call of these threads traced.
+    fn follow(&mut self, threads: BTreeSet<u32>) {
+        if threads != self.followed
+            && let Some(instance) = &self.instance
+        {
+            instance.follow(&threads);
+            self.followed = threads;
+        }
+    }
+
+    /// Keeps the cost of the trace within its budget.
+    fn thin(&mut self, t_ms: f64) {
+        let share = self.recording.cost.trace_ms / t_ms.max(TRACE_START_MS);
+        match &self.instance {
+            Some(instance) if self.untraced.is_none() && share > TRACE_BUDGET => {
+                instance.writes(false);
+                self.untraced = Some((t_ms, self.beyond(t_ms)));
+            }
+            Some(instance)
+                if self.untraced.is_some_and(|(since, _)| t_ms >= since + PAUSE_MS)
+                    && share < TRACE_BUDGET * AGAIN =>
+            {
+                instance.writes(true);
+                self.traces_again(t_ms);
+            }
+            _ => {}
+        }
+    }
+
+    /// Bytes that the device has counted beyond those that were traced.
+    fn beyond(&mut self, t_ms: f64) -> u64 {
+        let counted = self.host.sample(t_ms, false).io.map_or(0, |io| io.written_bytes);
+        counted.saturating_sub(self.attribution.traced)
+    }
+
+    /// Estimates who has written while writes were not traced.
+    fn traces_again(&mut self, t_ms: f64) {
+        let Some((since, before)) = self.untraced.take() else { return };
+        self.attribution.settle_all();
+        let bytes = self.beyond(t_ms).saturating_sub(before);
+        let added = self.attribution.estimate(bytes, t_ms);
+        // They count as traced from now on.
+        self.attribution.traced += added;
+        self.recording.estimated_bytes += added;
+        self.recording.cost.untraced_ms += t_ms - since;
+        self.attribution.sees_writes();
+    }
+
+    /// Whether I/O to the device is under way, as the last two samples show. Else few samples tell as much as many.
+    fn is_busy(&self) -> bool {
+        let samples = &self.recording.samples;
+        let io = |back: usize| samples.len().checked_sub(back).and_then(|at| samples.get(at)?.io);
+        io(1).is_none_or(|now| now.in_flight > 0 || Some(now) != io(2))
+    }
+
+    /// Reads what was traced. Returns whether that was much.
+    fn read_trace(&mut self) -> bool {
+        self.read_events();
+        self.text.len() >= MUCH
+    }
+
+    fn read_events(&mut self) {
         self.text.clear();
+        let Some(instance) = &mut self.instance else { return };
         // Text that was read before an error is still valid.
         let _ = instance.read(&mut self.text);
         for mut event in self.parser.feed(&String::from_utf8_lossy(&self.text)) {

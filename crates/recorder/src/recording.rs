@@ -21,10 +21,17 @@ pub struct Recording {
     pub devices: Vec<String>,
     /// The phases that [`crate::Recorder::mark`] named, in order.
     pub marks: Vec<Mark>,
-    /// Samples of the host.
+    /// Samples of the host: one per period while there is I/O to the devices, else one per five.
     pub samples: Vec<Sample>,
     /// Bursts of writing, in the order of their beginning.
     pub written: Vec<Written>,
+    /// Bursts of discards, in the same form: `bytes` were discarded, in `writes` requests.
+    #[serde(default)]
+    pub discarded: Vec<Written>,
+    /// Bytes of `written` that are an estimate: the device has counted them while not every write was traced, because
+    /// that would have cost too much. They are added to those who wrote just before, in proportion.
+    #[serde(default)]
+    pub estimated_bytes: u64,
     /// The waits, in the order of their beginning.
     pub waits: Vec<Wait>,
     /// The watched threads and all their descendants; `None` if they are not all known.
@@ -81,10 +88,10 @@ pub struct Sample {
     /// `Writeback` of /proc/meminfo, in bytes.
     pub writeback_bytes: u64,
     /// Increase of the counters of /proc/vmstat since the start, in pages or events (`nr_dirtied`, `nr_written`,
-    /// `pgscan_kswapd`, `pgscan_direct`, `nr_vmscan_write`, …); unchanged ones are left out. Read at every fifth
-    /// sample; those between repeat the values.
+    /// `pgscan_kswapd`, `pgscan_direct`, `nr_vmscan_write`, …); unchanged ones are left out. Read once per five periods;
+    /// samples between repeat the values.
     pub vmstat: BTreeMap<String, u64>,
-    /// `/proc/pressure/io`, if the kernel has it.
+    /// `/proc/pressure/io`, if the kernel has it; read as often as `vmstat`.
     pub pressure: Option<Pressure>,
     /// Activity of the file system's device since the start.
     pub io: Option<Io>,
@@ -171,8 +178,9 @@ pub struct Wait {
     pub kernel_function: Option<String>,
     /// The kernel stack in most of the samples, innermost first.
     pub stack: Vec<String>,
-    /// Number of samples in which it was waiting. Zero: the wait is only known from the trace, and both its ends are
-    /// exact; else they are accurate to about one period.
+    /// Number of samples in which it was waiting. Zero: the wait is only known from the trace. The ends of a wait in a
+    /// system call that is traced are exact; so is the end of an unmount if its thread goes on to another call, or ends.
+    /// Other ends are accurate to about one period.
     pub samples: u64,
 }
 
@@ -208,4 +216,10 @@ pub struct Cost {
     pub share: f64,
     /// Samples of the watched threads that were skipped to keep the cost down.
     pub skipped_looks: u64,
+    /// CPU time for reading the trace, which is part of `cpu_ms`.
+    #[serde(default)]
+    pub trace_ms: f64,
+    /// Time in which writes were not traced, to keep the cost down, in ms.
+    #[serde(default)]
+    pub untraced_ms: f64,
 }

@@ -4,12 +4,12 @@ use crate::causes;
 use crate::proc;
 use crate::recorder::Watch;
 use crate::recording::{Task, Wait};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 
-/// A wait is over once its thread was not seen in it for more than this many samples.
-const MISSED_LOOKS: f64 = 2.0;
+/// A wait is over once its thread was not seen in it in this many samples.
+const MISSED_LOOKS: u64 = 3;
 /// For more processes than `FEW`, new threads and children are searched for only once per this many samples.
 const TREE_EVERY: u64 = 5;
 const FEW: usize = 8;
@@ -22,6 +22,9 @@ struct Open {
     task: Task,
     begin_ms: f64,
     seen_ms: f64,
+    /// When its thread was looked at next, and not seen waiting.
+    unseen_ms: Option<f64>,
+    missed: u64,
     samples: u64,
     stacks: HashMap<Vec<String>, u64>,
 }
@@ -39,7 +42,7 @@ pub(crate) struct Sampler {
     /// Every thread that was ever sampled.
     seen: HashSet<u32>,
     open: HashMap<u32, Open>,
-    waits: Vec<Wait>,
+    over: Vec<Open>,
 }
 
 impl Sampler {
@@ -52,19 +55,23 @@ impl Sampler {
             threads: HashMap::new(),
             seen: HashSet::new(),
             open: HashMap::new(),
-            waits: Vec::new(),
+            over: Vec::new(),
         }
     }
 
-    pub(crate) fn look(&mut self, t_ms: f64, period_ms: f64) {
+    pub(crate) fn look(&mut self, t_ms: f64) {
         if self.processes.len() <= FEW || self.looks.is_multiple_of(TREE_EVERY) {
             self.find();
         }
         self.looks += 1;
         let mut threads = std::mem::take(&mut self.threads);
-        threads.retain(|tid, (pid, stat)| self.look_at(*pid, *tid, stat.as_ref(), t_ms, period_ms));
+        threads.retain(|tid, (pid, stat)| self.look_at(*pid, *tid, stat.as_ref(), t_ms));
         self.threads = threads;
-        self.close(t_ms - MISSED_LOOKS * period_ms, period_ms);
+        for open in self.open.values_mut().filter(|open| open.seen_ms < t_ms) {
+            open.unseen_ms.get_or_insert(t_ms);
+            open.missed += 1;
+        }
+        self.over.extend(self.open.extract_if(|_, open| open.missed >= MISSED_LOOKS).map(|(_, open)| open));
     }
 
     /// Updates the lists of processes and threads.
@@ -86,7 +93,7 @@ impl Sampler {
     }
 
     /// Samples one thread. Returns whether it is alive.
-    fn look_at(&mut self, pid: u32, tid: u32, stat: Option<&File>, t_ms: f64, period_ms: f64) -> bool {
+    fn look_at(&mut self, pid: u32, tid: u32, stat: Option<&File>, t_ms: f64) -> bool {
         let mut buffer = [0; 512];
         let read = match stat {
             Some(file) => file.read_at(&mut buffer, 0),
@@ -95,12 +102,12 @@ impl Sampler {
         let Ok(length) = read else { return false };
         let stat = String::from_utf8_lossy(&buffer[..length]);
         if let Some((comm, 'D')) = proc::task_stat(&stat) {
-            self.waits_now(pid, tid, comm, t_ms, period_ms);
+            self.waits_now(pid, tid, comm, t_ms);
         }
         true
     }
 
-    fn waits_now(&mut self, pid: u32, tid: u32, comm: &str, t_ms: f64, period_ms: f64) {
+    fn waits_now(&mut self, pid: u32, tid: u32, comm: &str, t_ms: f64) {
         let dir = format!("/proc/{pid}/task/{tid}");
         let mut stack = proc::stack(&fs::read_to_string(format!("{dir}/stack")).unwrap_or_default());
         if stack.is_empty() {
@@ -113,26 +120,29 @@ impl Sampler {
             return;
         }
         let same = self.open.get(&tid).is_some_and(|open| open.task.syscall == syscall);
-        if !same && let Some(open) = self.open.remove(&tid) {
-            self.waits.push(open.done(period_ms));
+        if !same && let Some(mut open) = self.open.remove(&tid) {
+            open.unseen_ms.get_or_insert(t_ms);
+            self.over.push(open);
         }
         let open = self.open.entry(tid).or_insert_with(|| Open {
             pid,
             task: Task { pid: tid, comm: comm.to_owned(), syscall },
             begin_ms: t_ms,
             seen_ms: t_ms,
+            unseen_ms: None,
+            missed: 0,
             samples: 0,
             stacks: HashMap::new(),
         });
-        open.seen_ms = t_ms;
+        (open.seen_ms, open.unseen_ms, open.missed) = (t_ms, None, 0);
         open.samples += 1;
         *open.stacks.entry(stack).or_default() += 1;
     }
 
-    /// Ends the waits that were last seen before this moment.
-    fn close(&mut self, before_ms: f64, period_ms: f64) {
-        let over = self.open.extract_if(|_, open| open.seen_ms < before_ms);
-        self.waits.extend(over.map(|(_, open)| open.done(period_ms)));
+    /// The threads that unmount: they have returned from the call, and wait in task work.
+    pub(crate) fn unmounting(&self) -> BTreeSet<u32> {
+        let unmounts = |open: &Open| open.stacks.keys().any(|stack| stack.iter().any(|f| f == "cleanup_mnt"));
+        self.open.iter().filter(|(_, open)| unmounts(open)).map(|(tid, _)| *tid).collect()
     }
 
     /// Whether this thread is, or was, watched.
@@ -149,21 +159,35 @@ impl Sampler {
         all
     }
 
-    pub(crate) fn finish(mut self, period_ms: f64) -> Vec<Wait> {
-        self.close(f64::INFINITY, period_ms);
-        self.waits
+    /// Returns the waits. They end when their thread went on (`moments`, in their order), where that is known.
+    pub(crate) fn finish(self, moments: &VecDeque<(u32, f64)>, period_ms: f64) -> Vec<Wait> {
+        let mut of: HashMap<u32, Vec<f64>> = HashMap::new();
+        for (tid, t_ms) in moments {
+            of.entry(*tid).or_default().push(*t_ms);
+        }
+        let none = Vec::new();
+        let all = self.over.into_iter().chain(self.open.into_values());
+        let done = |open: Open| {
+            let moments = of.get(&open.task.pid).unwrap_or(&none);
+            open.done(moments, period_ms)
+        };
+        all.map(done).collect()
     }
 }
 
 impl Open {
-    /// Makes a wait of the samples: it began and ended half a period, on average, before the first and after the last
-    /// one.
-    fn done(self, period_ms: f64) -> Wait {
+    /// Makes a wait of the samples. It began half a period, on average, before the first one. It ended when its thread
+    /// went on between the last one and that in which the thread was not seen waiting, or, if that is not known, midway.
+    fn done(self, moments: &[f64], period_ms: f64) -> Wait {
+        let begin_ms = (self.begin_ms - period_ms / 2.0).max(0.0);
+        let unseen_ms = self.unseen_ms.unwrap_or(self.seen_ms + period_ms);
+        let went_on = moments.iter().copied().find(|t_ms| *t_ms > self.seen_ms && *t_ms <= unseen_ms);
+        let end_ms = went_on.unwrap_or(f64::midpoint(self.seen_ms, unseen_ms));
         let stack = self.stacks.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default().0;
         Wait {
             pid: self.pid,
-            begin_ms: (self.begin_ms - period_ms / 2.0).max(0.0),
-            ms: self.seen_ms - self.begin_ms + period_ms,
+            begin_ms,
+            ms: end_ms - begin_ms,
             kernel_function: causes::meaningful(&stack).cloned(),
             task: self.task,
             stack,
@@ -193,4 +217,54 @@ fn stat_of(pid: u32, tid: u32) -> String {
 fn numbers(dir: &str) -> Vec<u32> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(sampler: &mut Sampler, t_ms: f64) {
+        sampler.open.entry(7).or_insert_with(|| Open {
+            pid: 7,
+            task: Task { pid: 7, comm: "x".into(), syscall: None },
+            begin_ms: t_ms,
+            seen_ms: t_ms,
+            unseen_ms: None,
+            missed: 0,
+            samples: 0,
+            stacks: HashMap::from([(vec!["cleanup_mnt".to_owned()], 1)]),
+        });
+        if let Some(open) = sampler.open.get_mut(&7) {
+            (open.seen_ms, open.unseen_ms, open.missed) = (t_ms, None, 0);
+            open.samples += 1;
+        }
+    }
+
+    /// Begin and duration of what was seen at 100, 120 and 600 ms, when the thread went on at these moments.
+    fn waited(moments: &[f64]) -> Vec<(f64, f64)> {
+        // There is no such process: nobody is found to look at.
+        let mut sampler = Sampler::new(Watch::Tree(u32::MAX), 0);
+        for t_ms in [100.0, 120.0] {
+            seen(&mut sampler, t_ms);
+            sampler.look(t_ms);
+        }
+        // The looks between were skipped, so that nothing is known of an end.
+        seen(&mut sampler, 600.0);
+        assert_eq!(sampler.unmounting(), BTreeSet::from([7]));
+        for t_ms in [640.0, 660.0, 680.0, 700.0] {
+            sampler.look(t_ms);
+        }
+        assert!(sampler.unmounting().is_empty());
+        let moments = moments.iter().map(|t_ms| (7, *t_ms)).chain([(8, 601.0)]).collect();
+        sampler.finish(&moments, 20.0).iter().map(|wait| (wait.begin_ms, wait.ms)).collect()
+    }
+
+    #[test]
+    fn a_wait_ends_when_its_thread_goes_on() {
+        assert_eq!(waited(&[50.0, 617.5, 630.0]), [(90.0, 527.5)]);
+        // It may have gone on later; then it is not known what the wait was.
+        for moments in [&[][..], &[99.0, 700.0]] {
+            assert_eq!(waited(moments), [(90.0, 530.0)]);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! A diagnosis as readable text.
 
-use crate::diagnosis::{Diagnosis, size};
+use crate::diagnosis::{CauseShare, Diagnosis, size};
 use std::fmt::{self, Write as _};
 
 /// How many owners and waits are shown.
@@ -38,30 +38,8 @@ impl Diagnosis {
     }
 
     fn rest(&self, f: &mut impl fmt::Write) -> fmt::Result {
-        if !self.causes.is_empty() {
-            writeln!(
-                f,
-                "\n{:<32} {:>10} {:>6}  when (ms)      asked for by",
-                "what wrote", "bytes", "share"
-            )?;
-        }
-        for share in &self.causes {
-            let asked = share.asked_by.as_ref().map_or("–".to_owned(), |task| {
-                let call = task.syscall.as_ref().map_or(String::new(), |call| format!(" in {call}"));
-                format!("{task}{call}")
-            });
-            let when = format!("{:.0}…{:.0}", share.begin_ms, share.end_ms);
-            let (cause, bytes) = (share.cause.to_string(), size(share.bytes));
-            writeln!(f, "{cause:<32} {bytes:>10} {:>4.0} %  {when:<14} {asked}", share.share * 100.0)?;
-            for owner in share.data_of.iter().take(SHOWN) {
-                let files =
-                    if owner.inodes == 0 { String::new() } else { format!("  {} files", owner.inodes) };
-                writeln!(f, "  data of {:<22} {:>10}{files}", owner.name, size(owner.bytes))?;
-            }
-            if let Some(more) = share.data_of.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-                writeln!(f, "  and of {more} others")?;
-            }
-        }
+        shares(f, "what wrote", &self.causes)?;
+        shares(f, "what was discarded", &self.discards)?;
         if !self.waited.is_empty() {
             writeln!(f, "\n{:<24} {:>9} {:>9}  {:<12} where", "who waited", "from ms", "for ms", "call")?;
         }
@@ -80,4 +58,27 @@ impl Diagnosis {
         let tunables: Vec<String> = self.tunables.vm.iter().map(|(name, n)| format!("{name}={n}")).collect();
         writeln!(f, "\nvm: {}", tunables.join(" "))
     }
+}
+
+fn shares(f: &mut impl fmt::Write, title: &str, all: &[CauseShare]) -> fmt::Result {
+    if !all.is_empty() {
+        writeln!(f, "\n{title:<32} {:>10} {:>6}  when (ms)      asked for by", "bytes", "share")?;
+    }
+    for share in all {
+        let asked = share.asked_by.as_ref().map_or("–".to_owned(), |task| {
+            let call = task.syscall.as_ref().map_or(String::new(), |call| format!(" in {call}"));
+            format!("{task}{call}")
+        });
+        let when = format!("{:.0}…{:.0}", share.begin_ms, share.end_ms);
+        let (cause, bytes) = (share.cause.to_string(), size(share.bytes));
+        writeln!(f, "{cause:<32} {bytes:>10} {:>4.0} %  {when:<14} {asked}", share.share * 100.0)?;
+        for owner in share.data_of.iter().take(SHOWN) {
+            let files = if owner.inodes == 0 { String::new() } else { format!("  {} files", owner.inodes) };
+            writeln!(f, "  data of {:<22} {:>10}{files}", owner.name, size(owner.bytes))?;
+        }
+        if let Some(more) = share.data_of.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+            writeln!(f, "  and of {more} others")?;
+        }
+    }
+    Ok(())
 }

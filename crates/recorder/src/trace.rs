@@ -32,6 +32,10 @@ pub(crate) enum What {
     Enter(String),
     /// The thread leaves the system call. Its deferred task work is still to come.
     Exit(String),
+    /// The thread has entered any system call: what it did before is over.
+    Next,
+    /// The thread ends.
+    Dies,
     /// A kernel stack, innermost function first.
     Stack(Vec<String>),
 }
@@ -114,7 +118,9 @@ fn event(line: &str) -> Option<Event> {
     let rest = line[cpu.0 + 2..].split_once("] ")?.1.trim_start();
     let (_flags, rest) = rest.split_once(' ')?;
     let (time, rest) = rest.trim_start().split_once(": ")?;
-    let what = if let Some(call) = rest.strip_prefix("sys_") {
+    let what = if rest.starts_with("sys_enter: ") {
+        What::Next
+    } else if let Some(call) = rest.strip_prefix("sys_") {
         match call.find(['(', ' ']) {
             Some(at) if call[at..].starts_with('(') => What::Enter(call[..at].to_owned()),
             Some(at) => What::Exit(call[..at].to_owned()),
@@ -153,6 +159,7 @@ fn fields_of(name: &str, fields: &str) -> Option<What> {
             // `comm=sh pid=7 child_comm=sh child_pid=8`; a comm may contain anything.
             What::Fork { child: fields.rsplit_once(" child_pid=")?.1.trim().parse().ok()? }
         }
+        "sched_process_exit" => What::Dies,
         "block_bio_queue" => {
             // `7,2 WFS 2 + 2 [mount]`: device, flags, first sector, sectors of 512 bytes
             let mut words = fields.split(' ');
@@ -179,6 +186,14 @@ mod tests {
         let line = "              sh-7    [001] ..... 1.5: sched_process_fork: comm=a child_pid=9 pid=7 child_comm=b child_pid=8";
         let event = event(line).unwrap();
         assert_eq!((event.pid, event.what), (7, What::Fork { child: 8 }));
+    }
+
+    #[test]
+    fn a_thread_goes_on_or_ends() {
+        let what = |rest: &str| event(&format!("    a-7    [001] ..... 1.5: {rest}")).map(|event| event.what);
+        assert_eq!(what("sys_enter: NR 166 (7f0, 2, 0, 0, 0, 0)"), Some(What::Next));
+        assert_eq!(what("sched_process_exit: comm=a pid=7 prio=120 group_dead=true"), Some(What::Dies));
+        assert_eq!(what("sys_umount(name: 7f0, flags: 2)"), Some(What::Enter("umount".into())));
     }
 
     const CAPTURED: &str = "\

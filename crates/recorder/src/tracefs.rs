@@ -3,6 +3,7 @@
 use crate::recording::Source;
 use rustix::fs::OFlags;
 use rustix::mount::MountAttrFlags;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -22,6 +23,12 @@ const BUFFER_KB: &str = "2048";
 const CALLS: &[&str] =
     &["sync", "syncfs", "fsync", "fdatasync", "sync_file_range", "msync", "umount", "mount"];
 
+/// Events that there may be too many of to read them all.
+const MANY: &[&str] =
+    &["block/block_bio_queue", "writeback/writeback_single_inode", "writeback/writeback_dirty_inode_enqueue"];
+/// The most threads whose next system call is traced: the filter must fit into a page.
+const FOLLOWED_MAX: usize = 64;
+
 /// The watched devices, by the kernel's numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
@@ -34,17 +41,19 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// Trace filter for writes to the devices (Documentation/trace/events.rst).
+    /// Trace filter for writes to the devices, and discards (Documentation/trace/events.rst).
     fn bio(&self) -> String {
         let number = |(major, minor): &(u32, u32)| format!("dev == {}", (major << 20) | minor);
         let devices: Vec<String> = self.devices.iter().map(number).collect();
-        format!("({}) && rwbs ~ \"*W*\"", devices.join(" || "))
+        format!("({}) && (rwbs ~ \"*W*\" || rwbs ~ \"*D*\")", devices.join(" || "))
     }
 
     /// Trace filter for writes whose stack is informative: none of the journal's threads, and of kernel workers only
     /// log writes. A flusher's cause is known from its reason, and the stacks of all its writes would cost too much.
+    /// All discards have one: only their stacks tell their cause.
     fn stack(&self) -> String {
-        format!("{} && !(comm ~ \"jbd2/*\") && (!(comm ~ \"kworker*\") || rwbs ~ \"*SM*\")", self.bio())
+        let write = "!(comm ~ \"jbd2/*\") && (!(comm ~ \"kworker*\") || rwbs ~ \"*SM*\")";
+        format!("{} && (rwbs ~ \"*D*\" || ({write}))", self.bio())
     }
 }
 
@@ -171,6 +180,8 @@ impl Instance {
         }
         // Needed to tell which writers descend from the watched threads; without it that stays unknown.
         enable("sched/sched_process_fork", None, false);
+        // The exact end of what a thread waited in last.
+        enable("sched/sched_process_exit", None, false);
         for call in CALLS {
             enable(&format!("syscalls/sys_enter_{call}"), None, true);
             enable(&format!("syscalls/sys_exit_{call}"), None, true);
@@ -187,6 +198,23 @@ impl Instance {
                 Ok(()) => sources.push(Source { name, available: true, note: None }),
                 Err(error) => sources.push(missing(&name, &error.to_string())),
             }
+        }
+    }
+
+    /// Traces the next system call of these threads alone, whichever it is.
+    pub(crate) fn follow(&self, threads: &BTreeSet<u32>) {
+        let dir = self.dir.join("events/raw_syscalls/sys_enter");
+        let is = |thread: &u32| format!("common_pid == {thread}");
+        let filter: Vec<String> = threads.iter().take(FOLLOWED_MAX).map(is).collect();
+        // Without this event the ends of their waits are as exact as the samples are.
+        let followed = !filter.is_empty() && fs::write(dir.join("filter"), filter.join(" || ")).is_ok();
+        let _ = fs::write(dir.join("enable"), if followed { "1" } else { "0" });
+    }
+
+    /// Traces every write, or none.
+    pub(crate) fn writes(&self, on: bool) {
+        for event in MANY {
+            let _ = fs::write(self.dir.join("events").join(event).join("enable"), if on { "1" } else { "0" });
         }
     }
 
@@ -279,6 +307,8 @@ mod tests {
     #[test]
     fn filters() {
         let filter = Filter { devices: vec![(7, 2), (254, 0)], superblock: (7, 2), bdi: None };
-        assert_eq!(filter.bio(), "(dev == 7340034 || dev == 266338304) && rwbs ~ \"*W*\"");
+        let writes = "(dev == 7340034 || dev == 266338304) && (rwbs ~ \"*W*\" || rwbs ~ \"*D*\")";
+        assert_eq!(filter.bio(), writes);
+        assert!(filter.stack().starts_with(writes));
     }
 }

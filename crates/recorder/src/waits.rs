@@ -3,8 +3,8 @@
 use crate::attribution::Call;
 use crate::recording::Wait;
 
-/// Returns one list, ordered by beginning. A wait within a traced call begins with the call. It may end later: an
-/// unmount waits in task work at the return from the call, after the trace's exit event.
+/// Returns one list, ordered by beginning. A wait within a traced call begins and ends with the call. Only an unmount
+/// ends later, with its samples: it waits in task work at the return from the call, after the trace's exit event.
 pub(crate) fn merge(mut waits: Vec<Wait>, calls: &[Call], period_ms: f64) -> Vec<Wait> {
     for call in calls {
         let name = call.task.syscall.as_deref();
@@ -34,7 +34,9 @@ pub(crate) fn merge(mut waits: Vec<Wait>, calls: &[Call], period_ms: f64) -> Vec
         let mut samples = 0;
         let mut longest = first;
         for (index, wait) in waits.iter().enumerate().filter(|(_, wait)| belongs(wait)) {
-            end = end.max(wait.begin_ms + wait.ms);
+            if name == Some("umount") {
+                end = end.max(wait.begin_ms + wait.ms);
+            }
             samples += wait.samples;
             if wait.samples > waits[longest].samples {
                 longest = index;
@@ -79,9 +81,12 @@ mod tests {
         let call = Call { task: task(7, "fsync"), begin_ms: 100.0, end_ms: 150.0 };
         let waits =
             vec![wait(8, "fsync", 100.0, 50.0), wait(7, "write", 110.0, 10.0), wait(7, "fsync", 900.0, 9.0)];
-        let merged = merge(waits, &[call], 20.0);
+        let merged = merge(waits, std::slice::from_ref(&call), 20.0);
         assert_eq!(merged.len(), 4);
         assert!(merged.iter().any(|w| w.samples == 0 && w.ms == 50.0));
+        // The trace knows better than the samples when a call ended.
+        let merged = merge(vec![wait(7, "fsync", 115.0, 60.0)], &[call], 20.0);
+        assert_eq!((merged[0].begin_ms, merged[0].ms, merged[0].samples), (100.0, 50.0, 2));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `wardian why`: what a container's last create and destroy were made of, and what made them slow; or what a process
+//! `wardian why`: what a container's last create and destroy and the ends of its peas were made of, and what made them slow; or what a process
 //! that runs already waits for.
 
 use crate::container::Server;
@@ -17,7 +17,8 @@ use wardian_recorder::Diagnosis;
 /// What to explain.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// A container's handle: show the phases of its last create and destroy. It may have been destroyed already
+    /// A container's handle: show the phases of its last create and destroy, and of the last ends of its peas. It may
+    /// have been destroyed already
     #[arg(required_unless_present = "pid", conflicts_with = "pid")]
     handle: Option<String>,
     #[command(flatten)]
@@ -71,7 +72,10 @@ fn phases(args: &Args) -> Result<ExitCode> {
     let handle = runtime.block_on(server.named(&client, handle))?;
     let history = runtime.block_on(client.history(&handle)).map_err(|error| match error.kind() {
         Some(ErrorKind::ContainerNotFound) => anyhow::Error::new(error)
-            .context("the server remembers its last thousand creates and destroys, and this is none of them"),
+            .context(
+            "the server remembers its last 4096 creates and destroys, and those of the last hour from before its \
+             start: this is none of them",
+        ),
         _ => server.explain(error),
     })?;
     if args.json {
@@ -84,7 +88,7 @@ fn phases(args: &Args) -> Result<ExitCode> {
 
 fn text(history: &History, verbose: bool) -> Result<String> {
     let mut text = String::new();
-    for operation in [&history.create, &history.destroy].into_iter().flatten() {
+    for operation in history.create.iter().chain(&history.peas).chain(&history.destroy) {
         if !text.is_empty() {
             text.push('\n');
         }
@@ -97,7 +101,11 @@ fn describe(text: &mut String, operation: &Operation, verbose: bool) -> Result<(
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let age = print::age(operation.began_ms as u64);
     let (kind, handle) = (&operation.kind, print::tame(&operation.handle));
-    writeln!(text, "{kind} of {handle} ({}), {age}: {:.1} ms", print::short(&operation.id), operation.ms)?;
+    let kind = match &operation.process {
+        Some(process) => format!("end of {kind} {} of", print::tame(process)),
+        None => format!("{kind} of"),
+    };
+    writeln!(text, "{kind} {handle} ({}), {age}: {:.1} ms", print::short(&operation.id), operation.ms)?;
     if let Some(error) = &operation.error {
         writeln!(text, "  failed: {}", print::tame(error))?;
     }
@@ -140,7 +148,7 @@ mod tests {
             error: Some("no\nway".into()),
             ..Operation::default()
         };
-        let drawn = text(&History { destroy: Some(operation), create: None }, false).unwrap();
+        let drawn = text(&History { destroy: Some(operation.clone()), ..History::default() }, false).unwrap();
         let lines: Vec<&str> = drawn.lines().collect();
         assert!(
             lines[0].starts_with("destroy of h (0123456789ab), ") && lines[0].ends_with(": 5.0 ms"),
@@ -150,5 +158,8 @@ mod tests {
         assert_eq!(lines[2], format!("  kill                    4.00 ms  {}", "#".repeat(40)));
         assert_eq!(lines[3], format!("  unmount                 1.00 ms  {}", "#".repeat(10)));
         assert_eq!(lines[4..], ["  forget                  0.00 ms"]);
+        let pea = Operation { kind: "pea".into(), process: Some("check\u{1b}".into()), ..operation };
+        let drawn = text(&History { peas: vec![pea], ..History::default() }, false).unwrap();
+        assert!(drawn.starts_with("end of pea check\\u{1b} of h (0123456789ab), "), "{drawn}");
     }
 }

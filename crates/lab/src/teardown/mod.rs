@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use stop::Stop;
 use tempfile::TempDir;
-use wardian_recorder::{self as recorder, Diagnosis, Recorder, Subject, Wait};
+use wardian_recorder::{self as recorder, Diagnosis, Recorder, Subject};
 use write::{Writer, trickling};
 
 /// Name of the thread that does everything except parallel unmounts.
@@ -145,10 +145,7 @@ impl Ground<'_> {
             }
             let recorder = Recorder::start(recorder::Options::new(&self.dir))?;
             let done = self.round(number, number == last, &recorder, &mut report.round);
-            let mut recording = recorder.finish();
-            if let Some(unmount) = report.round.phase("unmount") {
-                be_exact(&mut recording.waits, &unmount.each_ms);
-            }
+            let recording = recorder.finish();
             report.round.diagnosis = Diagnosis::of(&recording, &|subject| self.name(subject));
             (report.round.samples, report.round.marks) = (recording.samples, recording.marks);
             done?;
@@ -264,39 +261,6 @@ impl Ground<'_> {
     }
 }
 
-/// Sets the exact durations of the unmounts. The recorder knows them only to a few of its periods, because the
-/// trace's exit event precedes the wait, and it may list the call and the wait separately. The experiment's own clock
-/// is exact.
-fn be_exact(waits: &mut Vec<Wait>, each_ms: &[f64]) {
-    let (mut unmounts, others): (Vec<Wait>, Vec<Wait>) =
-        std::mem::take(waits).into_iter().partition(is_unmount);
-    // Of the same thread, sampled waits come before those that were only traced.
-    unmounts.sort_by_key(|wait| std::cmp::Reverse(wait.samples));
-    let serial = unmounts.iter().filter(|wait| wait.task.comm == THREAD).count();
-    for mut wait in unmounts {
-        let number = wait.task.comm.strip_prefix(mounts::THREAD).and_then(|n| n.parse::<usize>().ok());
-        if let Some(exact) = number.and_then(|n| each_ms.get(n)) {
-            if waits.iter().any(|seen| seen.task.pid == wait.task.pid) {
-                continue;
-            }
-            (wait.ms, wait.task.syscall) = (*exact, Some("umount".to_owned()));
-        }
-        waits.push(wait);
-    }
-    // Unmounts in series, by one thread: if none is missing, their order assigns them.
-    if serial == each_ms.len() {
-        let mut row: Vec<&mut Wait> = waits.iter_mut().filter(|wait| wait.task.comm == THREAD).collect();
-        row.sort_by(|a, b| a.begin_ms.total_cmp(&b.begin_ms));
-        row.into_iter().zip(each_ms).for_each(|(wait, exact)| wait.ms = *exact);
-    }
-    waits.extend(others);
-    waits.sort_by(|a, b| a.begin_ms.total_cmp(&b.begin_ms));
-}
-
-fn is_unmount(wait: &Wait) -> bool {
-    matches!(wait.task.syscall.as_deref(), Some("umount" | "task_work"))
-}
-
 /// A phase, marked in the recording, and the bytes that this machine writes during it.
 struct Counted {
     phase: &'static str,
@@ -312,38 +276,5 @@ impl Counted {
     fn end(self, round: &mut Round) -> Result<()> {
         round.written_bytes.insert(self.phase, written()?.saturating_sub(self.before));
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use wardian_recorder::Task;
-
-    #[test]
-    fn unmounts_last_as_long_as_they_were_measured() {
-        let wait = |pid: u32, comm: &str, call: &str, samples: u64| Wait {
-            task: Task { pid, comm: comm.into(), syscall: Some(call.into()) },
-            begin_ms: f64::from(pid),
-            ms: 1.0,
-            samples,
-            ..Wait::default()
-        };
-        let exact = |mut waits: Vec<Wait>, each: &[f64]| {
-            be_exact(&mut waits, each);
-            waits.iter().map(|wait| (wait.ms, wait.samples)).collect::<Vec<_>>()
-        };
-        let at_once = vec![
-            wait(5, "unmount-1", "umount", 0),
-            wait(5, "unmount-1", "task_work", 2),
-            wait(6, "unmount-0", "umount", 1),
-            wait(7, "unmount-9", "umount", 3),
-        ];
-        assert_eq!(exact(at_once, &[30.0, 40.0]), [(40.0, 2), (30.0, 1), (1.0, 3)]);
-        let row = || {
-            vec![wait(1, THREAD, "umount", 0), wait(2, THREAD, "close", 0), wait(3, THREAD, "task_work", 4)]
-        };
-        assert_eq!(exact(row(), &[30.0, 40.0]), [(30.0, 0), (1.0, 0), (40.0, 4)]);
-        assert_eq!(exact(row(), &[30.0, 40.0, 50.0]), [(1.0, 0), (1.0, 0), (1.0, 4)]);
     }
 }

@@ -238,10 +238,9 @@ impl Garden {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float saturates")]
 fn happening(event: &Event) -> Happening {
     Happening {
-        at_ms: if event.time > 0.0 { (event.time * 1e3) as u64 } else { now_ms() },
+        at_ms: if event.time_ms > 0 { event.time_ms } else { now_ms() },
         what: clip(&event.event),
         handle: clip(&event.handle),
         id: event.id.clone(),

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Version of this protocol, sent in [`Reply::Hello`].
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// A feature that keepers of earlier versions lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum Feature {
     /// Mounts of the kernel's file systems that are made ahead ([`Boxed::v1_mounts`], [`Create::sysfs`]). Earlier keepers refuse the
     /// descriptors; they make such mounts during the launch.
     Mounts,
+    /// The duration of a pea's unmount ([`Op::Unmounted`]). Earlier keepers do not measure it.
+    PeaEnds,
 }
 
 impl Feature {
@@ -43,6 +45,7 @@ impl Feature {
             Self::Terminals => 2,
             Self::Confinement => 3,
             Self::Mounts => 4,
+            Self::PeaEnds => 5,
         }
     }
 }
@@ -222,6 +225,12 @@ pub enum Op<F> {
         /// Files with the new contents.
         files: Vec<F>,
     },
+    /// Asks how long closing the root file system of an ended pea took. The keeper has one thread, so that its answer
+    /// comes once the root file system is closed. Answer: [`Reply::Unmounted`].
+    Unmounted {
+        /// The id of the pea's process.
+        id: String,
+    },
     /// Destroys the container: the keeper kills pid 1, reaps, closes the root file system, answers
     /// ([`Reply::Destroyed`]; the first keepers: [`Reply::Done`]), and exits.
     Destroy,
@@ -234,6 +243,7 @@ impl<F> Op<F> {
         match self {
             Self::Resize { .. } => Some(Feature::Terminals),
             Self::Cancel { .. } => Some(Feature::Confinement),
+            Self::Unmounted { .. } => Some(Feature::PeaEnds),
             Self::Hello
             | Self::Prepare { .. }
             | Self::Create(_)
@@ -377,6 +387,11 @@ pub enum Reply<F> {
     Done,
     /// The container has been destroyed.
     Destroyed(Destroyed),
+    /// The root file system of an ended pea is closed.
+    Unmounted {
+        /// Time for closing (unmounting) it, in microseconds.
+        us: u64,
+    },
     /// The request has failed.
     Failed {
         /// The kind of failure.

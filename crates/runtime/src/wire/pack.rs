@@ -81,6 +81,7 @@ pub fn encode<F>(seq: u64, op: Op<F>) -> io::Result<(Vec<u8>, Vec<F>)> {
         Op::Resize { id, window } => words::Op::Resize { id, window },
         Op::Signal { id, signal } => words::Op::Signal { id, signal },
         Op::Release { id } => words::Op::Release { id },
+        Op::Unmounted { id } => words::Op::Unmounted { id },
         Op::Rewrite { files } => {
             fds = files;
             words::Op::Rewrite { count: fds.len() }
@@ -146,6 +147,7 @@ fn take_op(op: words::Op, fds: &mut Fds) -> Result<Op<OwnedFd>, &'static str> {
         words::Op::Resize { id, window } => Op::Resize { id, window },
         words::Op::Signal { id, signal } => Op::Signal { id, signal },
         words::Op::Release { id } => Op::Release { id },
+        words::Op::Unmounted { id } => Op::Unmounted { id },
         words::Op::Rewrite { count } => {
             let files = (0..count).map(|_| fds.one("a file"));
             Op::Rewrite { files: files.collect::<Result<_, _>>()? }
@@ -197,6 +199,7 @@ fn put_reply<F>(reply: Reply<F>, fds: &mut Vec<F>) -> words::Reply {
         Reply::Destroyed(Destroyed { killed_us, unmounted_us }) => {
             words::Reply::Destroyed { killed_us, unmounted_us }
         }
+        Reply::Unmounted { us } => words::Reply::Unmounted { us },
         Reply::Failed { kind, message } => words::Reply::Failed { kind, message },
     }
 }
@@ -241,6 +244,7 @@ fn take_reply(reply: words::Reply, fds: &mut Fds) -> Result<Reply<OwnedFd>, &'st
         words::Reply::Destroyed { killed_us, unmounted_us } => {
             Reply::Destroyed(Destroyed { killed_us, unmounted_us })
         }
+        words::Reply::Unmounted { us } => Reply::Unmounted { us },
         words::Reply::Failed { kind, message } => Reply::Failed { kind, message },
     })
 }

@@ -82,6 +82,9 @@ pub enum Op {
     Release {
         id: String,
     },
+    Unmounted {
+        id: String,
+    },
     /// `count` files.
     Rewrite {
         count: usize,
@@ -119,6 +122,9 @@ pub enum Reply {
     Destroyed {
         killed_us: u64,
         unmounted_us: u64,
+    },
+    Unmounted {
+        us: u64,
     },
     Failed {
         kind: Failure,

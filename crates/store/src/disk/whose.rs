@@ -20,15 +20,15 @@ pub(crate) const PARTS: &str = "l";
 /// How many digits of a layer's instance name its mount there.
 pub(crate) const PART_DIGITS: usize = 12;
 /// The directories of a run directory.
-const RUN_DIRECTORIES: [&str; 4] = ["containers", "rootfs", "pool", PARTS];
+const RUN_DIRECTORIES: [&str; 5] = ["containers", "history", "rootfs", "pool", PARTS];
 /// Other files of wardian in a run directory. These names alone prove nothing: some exist before the server has
 /// written [`INSTANCE`].
 const RUN_FILES: [&str; 7] =
     [INSTANCE, "instance.json.new", files::LOCK, ".lock.guard", ".lock.new", ".mount.guard", "garden.sock"];
 /// All entries that a server makes in its run directory, except its lock and the lock's guards, which
 /// [`wardian_sys::lock`] replaces.
-pub(crate) const RUN_ENTRIES: [&str; 7] =
-    [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "rootfs", PARTS];
+pub(crate) const RUN_ENTRIES: [&str; 8] =
+    [INSTANCE, "instance.json.new", "garden.sock", "pool", "containers", "history", "rootfs", PARTS];
 /// The entries of [`RUN_ENTRIES`] that each start of a server makes anew.
 pub(crate) const REPLACED: [&str; 3] = [INSTANCE, "instance.json.new", "pool"];
 /// Entries that a store's directory may have without a `format.json`: the lock, which exists before it and after an

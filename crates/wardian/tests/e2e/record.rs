@@ -198,6 +198,81 @@ fn age() {
     assert!(cost < 0.03, "{cost}");
 }
 
+#[test]
+fn direct_io() {
+    needs!(Loop, Tracefs);
+    let disk = Disk::ext4("commit=300");
+    let report = disk.record("dd if=/dev/zero of=a bs=1M count=20 oflag=direct");
+    let direct = first(&report, "direct");
+    assert!((19..=22).contains(&megabytes(&direct["bytes"])), "{direct}");
+    assert_eq!(direct["asked_by"]["syscall"], "write");
+}
+
+#[test]
+fn discards() {
+    needs!(Loop, Tracefs);
+    // Without a journal the task that deletes a file discards its blocks, with one it is the journal's.
+    for (mkfs, journal) in [([EXT4, &["-O", "^has_journal"]].concat(), false), (EXT4.to_vec(), true)] {
+        let disk = Disk::new(&mkfs, if journal { "discard,commit=1" } else { "discard" });
+        let write = ["if=/dev/zero", "of=a", "bs=1M", "count=30", "conv=fsync"];
+        let written = Command::new("dd").args(write).current_dir(disk.path()).output().unwrap();
+        assert!(written.status.success(), "{written:?}");
+        let report = disk.record("rm a; sync -f .; sleep 1");
+        let discard = &report["diagnosis"]["discards"][0];
+        assert_eq!(discard["cause"], "deletion", "{}", report["diagnosis"]);
+        assert!((29..=31).contains(&megabytes(&discard["bytes"])), "{discard}");
+        assert_eq!(discard["asked_by"]["comm"] == "rm", !journal, "{discard}");
+        let verdict = report["diagnosis"]["verdict"].as_str().unwrap();
+        assert!(
+            journal || verdict.contains("were discarded because of the deletion of files by rm["),
+            "{verdict}"
+        );
+        // What was discarded was not written.
+        assert!(megabytes(&report["diagnosis"]["written_bytes"]) < 20, "{}", report["diagnosis"]);
+        let report = disk.record(&format!("fstrim {}", disk.path().display()));
+        let trim = &report["diagnosis"]["discards"][0];
+        assert_eq!((&trim["cause"], &trim["asked_by"]["comm"]), (&"trim".into(), &"fstrim".into()), "{trim}");
+        assert!(megabytes(&trim["bytes"]) > 100, "{trim}");
+    }
+}
+
+#[test]
+fn btrfs_on_two_disks() {
+    needs!(Loop, Tracefs);
+    // Other workers submit what the flusher writes, for its checksums.
+    let disk = Disk::new(&["mkfs.btrfs", "-q"], "defaults");
+    let report = disk.record("dd if=/dev/zero of=a bs=1M count=40; sync -f a");
+    let sync = first(&report, "sync");
+    assert!((39..=50).contains(&megabytes(&sync["bytes"])), "{sync}");
+    assert_eq!(report["recording"]["fs_type"], "btrfs");
+    assert_eq!(
+        report["recording"]["devices"].as_array().map(Vec::len),
+        Some(1),
+        "{}",
+        report["recording"]["devices"]
+    );
+
+    let second = disk.dir.path().join("second");
+    std::fs::File::create(&second).unwrap().set_len(512 << 20).unwrap();
+    let add = format!(
+        "d=$(losetup --find --show {second}); trap 'losetup -d $d' EXIT; btrfs device add -f $d {path} >&2
+         btrfs balance start --full-balance -dconvert=raid1 -mconvert=raid1 {path} >&2",
+        second = second.display(),
+        path = disk.path().display()
+    );
+    let added = Command::new("sh").args(["-ec", &add]).output().unwrap();
+    assert!(added.status.success(), "{added:?}");
+    let report = disk.record("dd if=/dev/zero of=b bs=1M count=20; sync -f b");
+    assert_eq!(
+        report["recording"]["devices"].as_array().map(Vec::len),
+        Some(2),
+        "{}",
+        report["recording"]["devices"]
+    );
+    let sync = first(&report, "sync");
+    assert!(megabytes(&sync["bytes"]) >= 39, "each disk has a copy: {sync}");
+}
+
 /// Less memory than is written, for one shell and its children.
 struct Tight(PathBuf);
 

@@ -184,6 +184,13 @@ fn the_first_of_a_row_pays_for_all() {
     let report = disk.good(&["--unmount", "serial"]);
     let each = each(&report, "unmount");
     assert!(each[1..].iter().all(|rest| *rest < each[0]), "{each:?}");
+    // The recorder knows when an unmount was over that it has seen waiting: when its thread went on.
+    let waits = report["diagnosis"]["waited"].as_array().unwrap();
+    let longest = waits.iter().find(|wait| wait["task"]["syscall"] == "umount");
+    if let Some(wait) = longest.filter(|wait| wait["samples"].as_u64() >= Some(2)) {
+        let ms = wait["ms"].as_f64().unwrap();
+        assert!((ms - each[0]).abs() < 20.0, "{} ms: {wait}", each[0]);
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! What creates and destroys were made of.
 
-use crate::support::{STUCK, Server, WARDIAN, init, message, parent, signal};
+use crate::support::{STUCK, Server, WARDIAN, init, listen, message, parent, pea, run, signal};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
-use wardian_garden::wire::{ContainerSpec, ImageRef, Operation};
+use wardian_garden::wire::{ContainerSpec, History, ImageRef, Operation, ProcessSpec};
+use wardian_runtime::wire;
 
 fn names(operation: &Operation) -> Vec<&str> {
     operation.steps.iter().map(|step| step.name.as_str()).collect()
@@ -48,6 +49,122 @@ async fn the_phases_of_a_life_are_known() {
     let life = client.history("w").await.unwrap();
     assert_ne!(life.create.unwrap().id, id);
     assert_eq!(life.destroy.unwrap().id, id);
+    server.finish().await;
+}
+
+/// Waits until the server's history of a handle is as it should be: the journal is written, and the end of a pea told,
+/// a moment after the answer.
+async fn history_where(server: &Server, handle: &str, good: impl Fn(&History) -> bool) -> History {
+    let started = Instant::now();
+    loop {
+        let life = server.client().history(handle).await;
+        if let Ok(life) = &life
+            && good(life)
+        {
+            return life.clone();
+        }
+        assert!(started.elapsed() < STUCK, "{life:?}\n{}", server.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_pea_is_told() {
+    let server = Server::start().await;
+    let client = server.create("p").await;
+    let image = server.image_with("marker", "x");
+    for name in ["first", "second"] {
+        let spec = ProcessSpec { id: name.into(), ..pea(&image, "echo x >/file") };
+        assert_eq!(run(&client, "p", &spec).await.code, 0);
+        history_where(&server, "p", |life| life.peas.iter().any(|p| p.process.as_deref() == Some(name)))
+            .await;
+    }
+    let peas = client.history("p").await.unwrap().peas;
+    let told: Vec<_> = peas.iter().map(|pea| (pea.kind.as_str(), pea.process.as_deref().unwrap())).collect();
+    assert_eq!(told, [("pea", "first"), ("pea", "second")]);
+    let id = server.id("p").await;
+    for pea in &peas {
+        assert_eq!((&pea.id, &pea.error), (&id, &None));
+        assert_eq!(names(pea), ["kill", "forget", "release", "unmount"], "{pea:?}");
+        // The keeper unmounts meanwhile.
+        assert!(pea.steps[3].begin_ms == 0.0 && pea.steps[3].ms > 0.0, "{pea:?}");
+        assert!(pea.steps.iter().all(|step| step.begin_ms + step.ms <= pea.ms), "{pea:?}");
+    }
+    let address = format!("unix:{}", server.socket().display());
+    let why = std::process::Command::new(WARDIAN).args(["why", "p", "--addr", &address]).output().unwrap();
+    let text = String::from_utf8(why.stdout).unwrap();
+    assert!(why.status.success() && text.contains("end of pea second of p ("), "{text}");
+    // Its destroy is told as well if the container's ends it.
+    let spec = ProcessSpec { id: "last".into(), ..pea(&image, "exec sleep 1000") };
+    let process = client.run("p", &spec, listen()).await.unwrap();
+    client.destroy("p").await.unwrap();
+    drop(process);
+    let life = history_where(&server, "p", |life| life.peas.len() == 3).await;
+    assert_eq!(life.peas[2].process.as_deref(), Some("last"));
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn a_keeper_of_an_earlier_version_does_not_tell_of_the_unmount_of_a_pea() {
+    let mut server = Server::start().await;
+    server.kill9();
+    server.env = vec![(wire::SPEAKS.to_owned(), (wire::Feature::PeaEnds.since() - 1).to_string())];
+    server.restart().await;
+    let client = server.create("p").await;
+    let image = server.image_with("marker", "x");
+    assert_eq!(run(&client, "p", &pea(&image, "true")).await.code, 0);
+    let life = history_where(&server, "p", |life| !life.peas.is_empty()).await;
+    assert_eq!(names(&life.peas[0]), ["kill", "forget", "release"]);
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn the_next_server_knows_the_last_hour() {
+    let mut server = Server::start().await;
+    let client = server.create("gone").await;
+    let image = server.image_with("marker", "x");
+    assert_eq!(run(&client, "gone", &pea(&image, "true")).await.code, 0);
+    history_where(&server, "gone", |life| life.peas.len() == 1).await;
+    client.destroy("gone").await.unwrap();
+    server.create("lives").await;
+    let before = [client.history("gone").await.unwrap(), client.history("lives").await.unwrap()];
+    // It may be killed while it writes: whatever comes last in the journal may be missing, and no more than that.
+    let journal = server.run().join("history");
+    let lines = || {
+        let text = std::fs::read_to_string(journal.join("0.jsonl")).unwrap_or_default();
+        text.lines().filter(|line| line.ends_with('}')).count()
+    };
+    let started = Instant::now();
+    while lines() < 5 {
+        assert!(started.elapsed() < STUCK, "{}", lines());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.kill9();
+    server.restart().await;
+    let client = server.client();
+    let after = [client.history("gone").await.unwrap(), client.history("lives").await.unwrap()];
+    assert_eq!(after, before);
+    assert!(after[0].create.is_some() && after[0].destroy.is_some() && after[0].peas.len() == 1);
+
+    // What is damaged, or of another boot, is ignored; an operation is added to none of it.
+    server.kill9();
+    let text = std::fs::read_to_string(journal.join("0.jsonl")).unwrap();
+    std::fs::write(journal.join("0.jsonl"), &text[..text.len() - 20]).unwrap();
+    let other = text.replacen(&text[..text.find('\n').unwrap()], r#"{"version":1,"boot_id":"other"}"#, 1);
+    std::fs::write(journal.join("1.jsonl"), other.replace("gone", "other")).unwrap();
+    server.restart().await;
+    let client = server.client();
+    let after = client.history("gone").await.unwrap();
+    assert_eq!(after, before[0]);
+    // The create of a living container is in its record.
+    assert_eq!(client.history("lives").await.unwrap(), before[1]);
+    assert_eq!(message(client.history("other").await), "unknown handle: other");
+    assert!(!journal.join("1.jsonl").exists());
+    server.create("stays").await;
+    client.destroy("lives").await.unwrap();
+    assert!(server.terminate().await.success());
+    server.restart().await;
+    assert!(server.client().history("lives").await.is_ok_and(|life| life.destroy.is_some()));
     server.finish().await;
 }
 
