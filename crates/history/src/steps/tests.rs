@@ -71,11 +71,16 @@ fn runs_of_the_same_thing_have_no_step() {
 }
 
 /// Puts steps of this size into 60 runs of a series: tries, and those of which exactly this step was found.
-fn put_in((file, column): (&str, &str), size: f64, blocks: &[usize]) -> (usize, usize) {
+fn put_in(
+    (file, column): (&str, &str),
+    size: f64,
+    blocks: &[usize],
+    places: std::ops::RangeInclusive<usize>,
+) -> (usize, usize) {
     let values = recorded(file, column);
     let mut random = fastrand::Rng::with_seed(12);
     let (mut tries, mut found, mut exact) = (0, 0, 0);
-    for place in (12..=48).step_by(3) {
+    for place in places.step_by(3) {
         for way in [size, 1.0 / size] {
             for &block in blocks {
                 for _ in 0..10 {
@@ -97,22 +102,26 @@ fn put_in((file, column): (&str, &str), size: f64, blocks: &[usize]) -> (usize, 
 
 #[test]
 fn a_step_of_20_percent_in_60_runs_is_found() {
-    let (tries, exact) = put_in(("teardown-p50", "mount_p50_ms"), 1.2, &[1]);
+    let steady = ("teardown-p50", "mount_p50_ms");
+    let (tries, exact) = put_in(steady, 1.2, &[1], 21..=39);
     assert!(exact * 100 >= tries * 97, "{exact} of {tries}");
+    // With a fifth of the runs on one side there is less to go by.
+    let (tries, exact) = put_in(steady, 1.2, &[1], 12..=48);
+    assert!(exact * 100 >= tries * 90, "{exact} of {tries}");
     // Where neighbours resemble each other, sixty runs say less than sixty.
-    let (tries, exact) = put_in(("teardown-p50", "mount_p50_ms"), 1.2, &[3, 5]);
+    let (tries, exact) = put_in(steady, 1.2, &[3, 5], 12..=48);
     assert!(exact * 100 >= tries * 50, "{exact} of {tries}");
-    // This one scatters by 7 %.
-    let (tries, exact) = put_in(CALM, 1.2, &[1]);
+    // This one scatters by 9 %.
+    let (tries, exact) = put_in(CALM, 1.2, &[1], 21..=39);
     assert!(exact * 100 >= tries * 90, "{exact} of {tries}");
 }
 
 /// What scatters more hides larger steps.
 #[test]
 fn larger_steps_are_found_in_what_scatters_more() {
-    let (tries, exact) = put_in(("teardown-calm", "unmount_max_ms"), 1.8, &[1, 5]);
+    let (tries, exact) = put_in(("teardown-calm", "unmount_max_ms"), 1.8, &[1, 5], 12..=48);
     assert!(exact * 100 >= tries * 90, "{exact} of {tries}");
-    let (tries, exact) = put_in(("scale-stream", "waiting_ms"), 4.0, &[1]);
+    let (tries, exact) = put_in(("scale-stream", "waiting_ms"), 4.0, &[1], 12..=48);
     assert!(exact * 100 >= tries * 80, "{exact} of {tries}");
 }
 
