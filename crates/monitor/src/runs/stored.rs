@@ -73,7 +73,8 @@ impl Runs for Stored {
     fn version(&self) -> Result<u64, Error> {
         // The generation is of this connection, which may be another one than before.
         let known = self.read(|open| Ok((open.store.newest()?, open.generation)))?;
-        Ok(known.map_or(0, |(newest, generation)| (newest.cast_unsigned() << 20) ^ generation.cast_unsigned()))
+        Ok(known
+            .map_or(0, |(newest, generation)| (newest.cast_unsigned() << 20) ^ generation.cast_unsigned()))
     }
 
     fn series(&self) -> Result<Vec<Series>, Error> {
