@@ -182,6 +182,8 @@ impl Files {
         self.next = self.next.saturating_add(1);
         let mode = Mode::RUSR | Mode::WUSR;
         let mut file = File::from(rustix::fs::openat(&self.dir, name(number), flags, mode)?);
+        // The directory's default ACL, if the operator has given it one, has added to the mode.
+        rustix::fs::fchmod(&file, mode)?;
         let mut header = serde_json::to_vec(&self.header)?;
         header.push(b'\n');
         self.known.push((number, header.len() as u64));
