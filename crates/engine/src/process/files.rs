@@ -23,6 +23,8 @@ pub const OUTPUT: &str = "output";
 const RESERVE: u64 = 20;
 /// The end of the year 9999, after which there is no RFC 3339, since 1970.
 const LATEST: Duration = Duration::from_secs(253_402_300_799);
+/// Mode of the files.
+const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// Text of a line that tells how many bytes are missing before it.
 const MISSING: &str = "bytes of output are missing here: the disk was slow or full";
 
@@ -207,7 +209,10 @@ impl Rotated {
 /// Opens a file for root alone, which is made if it is missing: not in a directory that was removed.
 fn opened(dir: &Directory, name: &str, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+    let file = openat(dir, name, flags, MODE)?;
+    // A default ACL of the store's directory has added to the mode.
+    rustix::fs::fchmod(&file, MODE)?;
+    Ok(file.into())
 }
 
 /// Formats output as lines of a CRI log.
