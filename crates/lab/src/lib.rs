@@ -24,10 +24,12 @@ mod processes;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod results;
 pub mod scale;
 mod search;
 pub mod signals;
 pub mod teardown;
+pub mod timelines;
 
 use signals::Asking;
 use tokio::signal::unix::SignalKind;

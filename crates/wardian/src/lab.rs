@@ -1,5 +1,6 @@
 //! `wardian lab`.
 
+mod files;
 mod scale;
 mod teardown;
 
@@ -46,16 +47,14 @@ pub struct Bench {
     /// Of the network: time creates beside so many containers; 0: not [default: 1000]
     #[arg(long, value_name = "N")]
     crowd: Option<usize>,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    files: files::Files,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Record {
-    /// Write the recording and its diagnosis there
-    #[arg(long, value_name = "FILE", value_parser = file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    files: files::Files,
     /// A directory on the file system of interest [default: the working directory]
     #[arg(long, value_name = "PATH")]
     fs: Option<PathBuf>,
@@ -89,6 +88,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let root = args.root.as_deref();
             let is_network = matches!(args.subject, Subject::Network);
             ensure!(args.crowd.is_none() || is_network, "--crowd is for: lab bench network");
+            let files = args.files.check()?;
             let figures = runtime.block_on(async {
                 match args.subject {
                     Subject::Containers => bench::containers(&program, root).await,
@@ -99,18 +99,15 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 }
             })?;
             crate::print::text(&format!("\n{}", figures.table()))?;
-            if let Some(to) = args.json {
-                figures.save(&to)?;
-            }
+            files.write(&figures)?;
         }
         Command::Teardown(args) => args.run(&runtime)?,
         Command::Record(args) => {
+            let files = args.files.check()?;
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
             // Standard output belongs to the command.
             crate::print::say(format!("\n{}", report.diagnosis.text(args.verbose)).trim_end());
-            if let Some(to) = args.json {
-                report.save(&to)?;
-            }
+            files.write(&report)?;
             if let Some(signal) = report.interrupted {
                 return Err(Interrupted(signal).into());
             }

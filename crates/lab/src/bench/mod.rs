@@ -13,7 +13,6 @@ use crate::host::Host;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::path::Path;
 
 /// One figure.
 #[derive(Debug, Clone, Serialize)]
@@ -30,6 +29,14 @@ pub struct Figure {
     pub guardian: Option<f64>,
     /// The measured value; `None` when it was skipped.
     pub measured: Option<f64>,
+}
+
+impl Figure {
+    /// Whether it was measured and is beyond its goal.
+    pub fn missed(&self) -> bool {
+        matches!((self.goal, self.measured), (Some(goal), Some(is))
+            if if self.at_least { is < goal } else { is > goal })
+    }
 }
 
 /// All figures.
@@ -72,8 +79,6 @@ impl Figures {
         let _ = writeln!(out, "{:<52} {:>6} {:>9} {:>9} {:>10}", "", "", "goal", "guardian", "measured");
         for figure in &self.figures {
             let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
-            let missed = matches!((figure.goal, figure.measured), (Some(goal), Some(is))
-                if if figure.at_least { is < goal } else { is > goal });
             let _ = writeln!(
                 out,
                 "{:<52} {:>6} {:>9} {:>9} {:>10}{}",
@@ -82,7 +87,7 @@ impl Figures {
                 cell(figure.goal),
                 cell(figure.guardian),
                 cell(figure.measured),
-                if missed { "  missed" } else { "" }
+                if figure.missed() { "  missed" } else { "" }
             );
         }
         for note in &self.notes {
@@ -95,12 +100,6 @@ impl Figures {
             host.kernel, host.cpus, host.filesystem, host.mount_options, host.cgroups, host.load
         );
         out
-    }
-
-    /// Writes the figures as JSON.
-    pub fn save(&self, to: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("encode the figures")?;
-        crate::ground::save(to, &json)
     }
 }
 

@@ -4,12 +4,15 @@
 //! until its exit status has arrived. A Garden server sends the status only when the pea's root file system is
 //! removed, so a server that waits for the disk there is visible here.
 
+mod begun;
 mod idle;
 mod report;
 mod room;
 mod story;
 
 pub use report::{Growth, LimitRatio, Ratio, Report, Row, Spread, Step, Stories, Summary, Whole};
+
+use begun::Begun;
 
 use crate::local::LocalServer;
 use crate::progress::Progress;
@@ -169,7 +172,20 @@ type Made = Arc<Mutex<Vec<String>>>;
 
 /// Runs and measures the stories: all kinds in turn, and that once per run. On errors and on Ctrl-C everything that
 /// was made is destroyed.
+///
+/// # Errors
+/// [`Interrupted`] by a signal, or the first error.
 pub async fn run(options: &Options) -> Result<Stories> {
+    let mut stories = Stories(Vec::new());
+    run_into(options, &mut stories).await.map(|()| stories)
+}
+
+/// The same, but the stories that were told stay if a later one fails. That one is the last, and marked as incomplete,
+/// unless it failed before it began.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_into(options: &Options, stories: &mut Stories) -> Result<()> {
     options.check()?;
     if options.address.is_none() {
         for mode in &options.modes {
@@ -180,7 +196,7 @@ pub async fn run(options: &Options) -> Result<Stories> {
     room::descriptors(options.most())?;
     // Signals are caught from here on, also between two stories.
     let mut interrupted: Pin<Box<dyn Future<Output = i32>>> = Box::pin(interruption()?);
-    let (progress, mut stories) = (Progress::new(), Vec::new());
+    let progress = Progress::new();
     if let Some(note) = room::note(options)? {
         progress.say(&note);
     }
@@ -190,10 +206,18 @@ pub async fn run(options: &Options) -> Result<Stories> {
             if options.runs * kinds.len() > 1 {
                 progress.say(&format!("\nrun {run} of {}, {kind}", options.runs));
             }
-            stories.push(story(options, (run, *kind), &mut interrupted, &progress).await?);
+            let begun = Begun::default();
+            let told = story(options, (run, *kind), &mut interrupted, &progress, &begun).await;
+            match told {
+                Ok(report) => stories.0.push(report),
+                Err(error) => {
+                    stories.0.extend(begun.half((run, *kind), &error));
+                    return Err(error);
+                }
+            }
         }
     }
-    Ok(Stories(stories))
+    Ok(())
 }
 
 async fn story(
@@ -201,6 +225,7 @@ async fn story(
     which: (usize, Kind),
     interrupted: &mut (impl Future<Output = i32> + Unpin),
     progress: &Progress,
+    begun: &Begun,
 ) -> Result<Report> {
     let local = match &options.address {
         Some(_) => None,
@@ -219,7 +244,7 @@ async fn story(
         if local.is_none() {
             room::disk_of(&client, options, which.1.mode).await?;
         }
-        story::tell(options, which, &client, local.as_ref(), &made, progress).await
+        story::tell(options, which, &client, local.as_ref(), &made, progress, begun).await
     };
     let told = tokio::select! {
         told = tell => told,

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 use std::path::PathBuf;
-use wardian_lab::scale::{Mode, Options, run};
+use wardian_lab::scale::{Mode, Options, Stories, run_into};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -40,9 +40,8 @@ pub struct Args {
     /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
     #[arg(long, value_name = "DIR", conflicts_with = "addr")]
     root: Option<PathBuf>,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = super::file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    files: super::files::Files,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -73,8 +72,15 @@ impl Args {
             location: self.root,
             program,
         };
-        let stories = runtime.block_on(run(&options))?;
-        crate::print::text(&format!("\n{}", stories.table()))?;
-        self.json.map_or(Ok(()), |to| stories.save(&to))
+        let (files, mut stories) = (self.files.check()?, Stories(Vec::new()));
+        let told = runtime.block_on(run_into(&options, &mut stories));
+        if told.is_ok() {
+            crate::print::text(&format!("\n{}", stories.table()))?;
+        } else if stories.0.is_empty() {
+            // Nothing began that a file could tell of.
+            return told;
+        }
+        let written = files.write(&stories);
+        told.and(written)
     }
 }

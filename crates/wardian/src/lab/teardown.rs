@@ -3,8 +3,8 @@
 use anyhow::Result;
 use clap::ValueEnum;
 use std::path::PathBuf;
+use wardian_lab::teardown::measure;
 use wardian_lab::teardown::options::{Again, Options, Order, Source, Target};
-use wardian_lab::teardown::run;
 use wardian_lab::teardown::sysctl::Setting;
 
 #[derive(Debug, clap::Args)]
@@ -54,9 +54,8 @@ pub struct Args {
     /// Also who wrote and who waited, the kernel's stacks and settings
     #[arg(long)]
     verbose: bool,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = super::file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    files: super::files::Files,
     /// Do not ask before taking more than a third of the free space
     #[arg(long)]
     yes: bool,
@@ -89,7 +88,7 @@ enum AgainArg {
 impl Args {
     /// Do it and print what it found.
     pub fn run(self, runtime: &tokio::runtime::Runtime) -> Result<()> {
-        let verbose = self.verbose;
+        let (verbose, files) = (self.verbose, self.files.check()?);
         let options = Options {
             mounts: self.mounts,
             mb: self.mb,
@@ -117,8 +116,10 @@ impl Args {
             trickle_sync_ms: self.trickle_sync,
             sysctl: self.sysctl,
         };
-        let report = runtime.block_on(run(options, self.json.as_deref(), self.yes))?;
+        let (report, done) = runtime.block_on(measure(options, self.yes))?;
+        let written = files.write(&report);
+        done?;
         crate::print::text(&format!("\n{}", crate::print::wrapped(&report.text(verbose))))?;
-        Ok(())
+        written
     }
 }
