@@ -48,13 +48,13 @@ pub struct Bench {
     #[arg(long, value_name = "N")]
     crowd: Option<usize>,
     #[command(flatten)]
-    files: files::Files,
+    results: files::Files,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Record {
     #[command(flatten)]
-    files: files::Files,
+    results: files::Files,
     /// A directory on the file system of interest [default: the working directory]
     #[arg(long, value_name = "PATH")]
     fs: Option<PathBuf>,
@@ -88,22 +88,30 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let root = args.root.as_deref();
             let is_network = matches!(args.subject, Subject::Network);
             ensure!(args.crowd.is_none() || is_network, "--crowd is for: lab bench network");
-            let files = args.files.check()?;
-            let figures = runtime.block_on(async {
+            let files = args.results.check()?;
+            let mut figures = bench::Figures::default();
+            let to = &mut figures;
+            let measured = runtime.block_on(async {
                 match args.subject {
-                    Subject::Containers => bench::containers(&program, root).await,
-                    Subject::Api => bench::api(&program, root).await,
+                    Subject::Containers => bench::containers(&program, root, to).await,
+                    Subject::Api => bench::api(&program, root, to).await,
                     Subject::Network => {
-                        bench::network(&program, root, args.crowd.unwrap_or(bench::CROWD)).await
+                        bench::network(&program, root, args.crowd.unwrap_or(bench::CROWD), to).await
                     }
                 }
-            })?;
-            crate::print::text(&format!("\n{}", figures.table()))?;
-            files.write(&figures)?;
+            });
+            figures.ended(&measured);
+            // Half a table would look like a whole one; the files say that it is half.
+            if measured.is_ok() {
+                crate::print::text(&format!("\n{}", figures.table()))?;
+            }
+            let written =
+                if measured.is_ok() || !figures.figures.is_empty() { files.write(&figures) } else { Ok(()) };
+            measured.and(written)?;
         }
         Command::Teardown(args) => args.run(&runtime)?,
         Command::Record(args) => {
-            let files = args.files.check()?;
+            let files = args.results.check()?;
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
             // Standard output belongs to the command.
             crate::print::say(format!("\n{}", report.diagnosis.text(args.verbose)).trim_end());

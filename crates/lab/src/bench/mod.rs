@@ -40,8 +40,12 @@ impl Figure {
 }
 
 /// All figures.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Figures {
+    /// Whether everything was measured. If not, `error` has the reason, and the figures are those until then.
+    pub complete: bool,
+    /// Why not everything was.
+    pub error: Option<String>,
     /// The figures, in the order of measurement.
     pub figures: Vec<Figure>,
     /// What was skipped and why, and other remarks.
@@ -51,6 +55,12 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Notes how the measurement ended.
+    pub fn ended(&mut self, how: &Result<()>) {
+        self.complete = how.is_ok();
+        self.error = how.as_ref().err().map(|error| format!("{error:#}"));
+    }
+
     fn put(
         &mut self,
         name: &'static str,
@@ -142,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_missed_goal_is_marked() {
-        let mut figures = Figures { figures: Vec::new(), notes: vec!["note".into()], host: Host::default() };
+        let mut figures = Figures { notes: vec!["note".into()], ..Figures::default() };
         figures.put("good", "ms", 2.0, 9.0, 1.0);
         figures.put("bad", "ms", 2.0, None, 3.0);
         figures.put_at_least("fast", "MB/s", 2.0, 3.0);

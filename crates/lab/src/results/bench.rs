@@ -52,6 +52,7 @@ impl Results for Figures {
         Page {
             title: "wardian lab bench".to_owned(),
             verdict: format!("{} of {goals} goals are met.", goals - missed),
+            incomplete: self.error.clone(),
             machine: super::machine(&self.host),
             sections: vec![
                 Section {
@@ -93,7 +94,6 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Host;
 
     fn figure(name: &'static str, goal: f64, at_least: bool, measured: f64) -> Figure {
         Figure { name, unit: "ms", goal: Some(goal), at_least, guardian: None, measured: Some(measured) }
@@ -103,8 +103,10 @@ mod tests {
     fn goals_that_were_missed_are_seen() {
         let unmeasured = Figure { measured: None, ..figure("skipped", 1.0, false, 0.0) };
         let all = vec![figure("good", 2.0, false, 1.0), figure("slow", 2.0, true, 1.0), unmeasured];
-        let figures = Figures { figures: all, notes: vec!["a <note>".into()], host: Host::default() };
+        let mut figures = Figures { figures: all, notes: vec!["a <note>".into()], ..Figures::default() };
+        figures.ended(&Err(anyhow::anyhow!("interrupted")));
         let page = figures.page();
+        assert_eq!((page.incomplete.as_deref(), figures.complete), (Some("interrupted"), false));
         assert_eq!(page.verdict, "1 of 2 goals are met.");
         let html = wardian_pictures::page(&page);
         assert!(html.contains("<td>missed</td>") && html.contains("a &lt;note&gt;"));

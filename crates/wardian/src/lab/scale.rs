@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with = "addr")]
     root: Option<PathBuf>,
     #[command(flatten)]
-    files: super::files::Files,
+    results: super::files::Files,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -72,7 +72,7 @@ impl Args {
             location: self.root,
             program,
         };
-        let (files, mut stories) = (self.files.check()?, Stories(Vec::new()));
+        let (files, mut stories) = (self.results.check()?, Stories(Vec::new()));
         let told = runtime.block_on(run_into(&options, &mut stories));
         if told.is_ok() {
             crate::print::text(&format!("\n{}", stories.table()))?;

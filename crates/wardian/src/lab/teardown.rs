@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long)]
     verbose: bool,
     #[command(flatten)]
-    files: super::files::Files,
+    results: super::files::Files,
     /// Do not ask before taking more than a third of the free space
     #[arg(long)]
     yes: bool,
@@ -88,7 +88,7 @@ enum AgainArg {
 impl Args {
     /// Do it and print what it found.
     pub fn run(self, runtime: &tokio::runtime::Runtime) -> Result<()> {
-        let (verbose, files) = (self.verbose, self.files.check()?);
+        let (verbose, files) = (self.verbose, self.results.check()?);
         let options = Options {
             mounts: self.mounts,
             mb: self.mb,
