@@ -88,7 +88,7 @@ impl Counter {
 /// A sample of the dirty pages.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Sample {
-    /// Time in ms since the sampler was started.
+    /// Time in ms, since the sampler was started or the moment that it was given.
     pub t_ms: f64,
     /// `Dirty` of /proc/meminfo.
     pub dirty_bytes: u64,
@@ -107,9 +107,14 @@ pub struct Sampler {
 impl Sampler {
     /// Starts sampling.
     pub fn start() -> Self {
+        Self::since(Instant::now())
+    }
+
+    /// Starts sampling. Times count from this moment.
+    pub fn since(since: Instant) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let samples = Arc::new(Mutex::new(Vec::new()));
-        let (stopped, kept, since) = (stop.clone(), samples.clone(), Instant::now());
+        let (stopped, kept) = (stop.clone(), samples.clone());
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 if let (Ok(now), Ok(mut kept)) = (Dirty::now(), kept.lock()) {

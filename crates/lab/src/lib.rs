@@ -28,11 +28,13 @@ mod processes;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod results;
 pub mod runs;
 pub mod scale;
 mod search;
 pub mod signals;
 pub mod teardown;
+pub mod timelines;
 
 use signals::Asking;
 use tokio::signal::unix::SignalKind;

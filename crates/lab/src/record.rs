@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 use tokio::process::Child;
@@ -67,15 +67,6 @@ impl Report {
         let diagnosis = Diagnosis::of(&recording, &unnamed);
         let interrupted = interrupted.map(|Interrupted(signal)| signal);
         Self { command: Vec::new(), exit_code: None, diagnosis, recording, interrupted }
-    }
-
-    /// Writes the report as JSON.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn save(&self, to: &Path) -> Result<()> {
-        let text = serde_json::to_string(self).context("write the recording as JSON")?;
-        crate::ground::save(to, text.as_bytes())
     }
 }
 

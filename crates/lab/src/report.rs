@@ -3,7 +3,7 @@
 use crate::host::ms;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One phase of a story: the same step of all instances, or of all mounts.
 #[derive(Debug, Clone, Serialize)]
@@ -11,6 +11,8 @@ pub struct Phase {
     /// `create`, `stream_in`, `start_app`, `pea` or `destroy`; of a teardown `mount`, `write`, `age`, `unmount` or
     /// `remove`.
     pub name: &'static str,
+    /// When it began, in ms by the clock of the samples; 0 if that was not measured.
+    pub begin_ms: f64,
     /// Time from the first request to the last answer.
     pub wall_ms: f64,
     /// Median of the instances.
@@ -19,6 +21,26 @@ pub struct Phase {
     pub max_ms: f64,
     /// The values of all instances.
     pub each_ms: Vec<f64>,
+    /// When each of them began, by the same clock as `begin_ms`; empty if that was not measured.
+    pub each_begin_ms: Vec<f64>,
+    /// The number of the instance, or of the mount, of each of them; empty if that was not measured.
+    pub each_of: Vec<usize>,
+}
+
+/// When something began and how long it took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Its begin.
+    pub begin: Instant,
+    /// Its duration.
+    pub took: Duration,
+}
+
+impl Span {
+    /// What began then and has ended now.
+    pub fn since(begin: Instant) -> Self {
+        Self { begin, took: begin.elapsed() }
+    }
 }
 
 impl Phase {
@@ -26,7 +48,22 @@ impl Phase {
     pub fn new(name: &'static str, wall: Duration, each: &[Duration]) -> Self {
         let each_ms: Vec<f64> = each.iter().map(|d| ms(*d)).collect();
         let max_ms = each_ms.iter().copied().fold(0.0, f64::max);
-        Self { name, wall_ms: ms(wall), p50_ms: median(&each_ms), max_ms, each_ms }
+        let (each_begin_ms, each_of) = (Vec::new(), Vec::new());
+        let p50_ms = median(&each_ms);
+        Self { name, begin_ms: 0.0, wall_ms: ms(wall), p50_ms, max_ms, each_ms, each_begin_ms, each_of }
+    }
+
+    /// A phase of a run that began at `since`: the phase as a whole, and the spans of the instances with their
+    /// numbers.
+    pub fn timed(name: &'static str, since: Instant, whole: Span, each: &[(usize, Span)]) -> Self {
+        let at = |begin: Instant| ms(begin.saturating_duration_since(since));
+        let durations: Vec<Duration> = each.iter().map(|(_, span)| span.took).collect();
+        Self {
+            begin_ms: at(whole.begin),
+            each_begin_ms: each.iter().map(|(_, span)| at(span.begin)).collect(),
+            each_of: each.iter().map(|(n, _)| *n).collect(),
+            ..Self::new(name, whole.took, &durations)
+        }
     }
 }
 
@@ -79,6 +116,19 @@ mod tests {
         assert!((median(&[]) - 0.0).abs() < 1e-9);
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0]) - 2.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn phases_know_when_their_instances_began() {
+        let since = Instant::now();
+        let at = |begin: u64, took: u64| Span {
+            begin: since + Duration::from_millis(begin),
+            took: Duration::from_millis(took),
+        };
+        let phase = Phase::timed("create", since, at(5, 40), &[(3, at(5, 30)), (4, at(15, 10))]);
+        assert_eq!((phase.begin_ms, phase.wall_ms, phase.max_ms), (5.0, 40.0, 30.0));
+        assert_eq!((phase.each_begin_ms, phase.each_of), (vec![5.0, 15.0], vec![3, 4]));
+        assert!(Phase::new("destroy", Duration::ZERO, &[Duration::ZERO]).each_begin_ms.is_empty());
     }
 
     #[test]

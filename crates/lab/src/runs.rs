@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::report::Phase;
 use crate::scale::{self, Kind};
 use crate::teardown::options::{Again, Order, Source, Target};
-use crate::{record, teardown};
+use crate::{record, teardown, timelines};
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 use wardian_history::{Machine, Run};
@@ -94,6 +94,7 @@ pub fn scale_begun(options: &scale::Options, kind: Kind, at: SystemTime) -> Run 
 pub fn of_scale(report: &scale::Report, options: &scale::Options, at: SystemTime) -> Run {
     let mut run = scale_begun(options, report.kind, at);
     run.machine = machine(&report.host);
+    run.timeline = Some(timelines::of_scale(report));
     let figures = &mut run.figures;
     phases(figures, &report.phases);
     for (name, value) in [
@@ -153,6 +154,7 @@ pub fn of_teardown(report: &teardown::report::Report, at: SystemTime) -> Run {
         ("sysctl", (!sysctl.is_empty()).then(|| sysctl.join(" "))),
     ]);
     run.machine = machine(&report.host);
+    run.timeline = Some(timelines::of_teardown(report));
     phases(&mut run.figures, &report.round.phases);
     put(&mut run.figures, "dirty_at_unmount_bytes".to_owned(), report.round.dirty_at_unmount_bytes as f64);
     for (phase, bytes) in &report.round.written_bytes {
@@ -211,6 +213,7 @@ pub fn of_record(report: &record::Report, at: SystemTime) -> Run {
         ("fs", Some(recording.path.display().to_string())),
     ]);
     run.machine = machine(&Host::probe(Some(&recording.path)));
+    run.timeline = Some(timelines::of_recording(report));
     put(&mut run.figures, "length_ms".to_owned(), recording.length_ms);
     put(&mut run.figures, "waits".to_owned(), recording.waits.len() as f64);
     let longest = recording.waits.iter().map(|wait| wait.ms).fold(0.0, f64::max);
@@ -268,8 +271,7 @@ mod tests {
                 figure("server, RSS with 20 containers", "MB", Some(3.0)),
                 figure("a ratio", "ratio", Some(f64::NAN)),
             ],
-            notes: Vec::new(),
-            host: Host::default(),
+            ..Figures::default()
         };
         let run = of_bench(bench_begun("containers", None, UNIX_EPOCH), &figures);
         assert_eq!((run.headline.as_str(), run.value()), ("create_serial_p50_ms", Some(2.5)));

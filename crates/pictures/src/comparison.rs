@@ -53,9 +53,13 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
     // In a narrow picture the name is above its bar.
     let names = entries.iter().map(|entry| text::width(&entry.name, 12.0)).fold(0.0, f64::max);
     let left = if narrow { pad } else { pad + names.clamp(60.0, 220.0) + 12.0 };
-    let labels = entries.iter().map(|entry| text::width(&label(of.unit, entry), 12.0)).fold(0.0, f64::max);
-    let right =
-        if narrow { look.width() - pad - 6.0 } else { look.width() - pad - labels.clamp(60.0, 330.0) - 14.0 };
+    let widest = |texts: &dyn Fn(&Entry) -> String| {
+        entries.iter().map(|entry| text::width(&texts(entry), 12.0)).fold(0.0, f64::max).min(240.0)
+    };
+    let (medians, ratios) =
+        (widest(&|entry| shown(of.unit, entry)) + 6.0, widest(&|entry| entry.ratio.clone()));
+    let labels = medians + if ratios > 0.0 { ratios + 16.0 } else { 0.0 };
+    let right = if narrow { look.width() - pad - 6.0 } else { look.width() - pad - labels - 16.0 };
     let runs = |entry: &Entry| -> Vec<f64> {
         entry.runs.iter().copied().filter(|value| value.is_finite()).collect()
     };
@@ -73,25 +77,23 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
             text::name(&entry.name),
             text::name(&label(of.unit, entry))
         ));
-        let said = label(of.unit, entry);
         if narrow {
-            let name = text::fit(&entry.name, 12.0, (look.width() - 2.0 * pad) * 0.5);
-            rows.text(pad, y + 12.0, "wp-strong", &name);
+            let half = (look.width() - 2.0 * pad) * 0.5;
+            rows.text(pad, y + 12.0, "", &text::fit(&entry.name, 12.0, half));
             rows.text(
                 right + 6.0,
                 y + 12.0,
-                "wp-end",
-                &text::fit(&said, 12.0, (look.width() - 2.0 * pad) * 0.5),
+                "wp-end wp-strong",
+                &text::fit(&label(of.unit, entry), 12.0, half),
             );
             y += 18.0;
         } else {
             rows.text(left - 10.0, y + 15.0, "wp-end", &text::fit(&entry.name, 12.0, left - pad - 10.0));
-            rows.text(
-                right + 10.0,
-                y + 15.0,
-                "wp-strong",
-                &text::fit(&said, 12.0, look.width() - pad - right - 10.0),
-            );
+            rows.text(right + 14.0 + medians, y + 15.0, "wp-end wp-strong", &shown(of.unit, entry));
+            if !entry.ratio.is_empty() {
+                let x = right + 30.0 + medians;
+                rows.text(x, y + 15.0, "wp-soft", &text::fit(&entry.ratio, 12.0, look.width() - x));
+            }
         }
         if !values.is_empty() {
             let width = (x(median(&values)) - left).max(2.0);
@@ -112,7 +114,7 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
                 of.unit.show(value)
             ));
         }
-        y += 24.0;
+        y += if values.is_empty() && (narrow || !entry.note.is_empty()) { 4.0 } else { 24.0 };
         if !entry.note.is_empty() {
             let note = text::fit(&entry.note, 11.0, look.width() - left - pad);
             rows.text(left, y + 9.0, "wp-soft wp-small", &note);
@@ -124,7 +126,12 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
     let mut d = String::new();
     for (value, label) in of.unit.ticks(most, if narrow { 4 } else { 6 }) {
         let _ = write!(d, "M{} {}V{}", N(x(value)), N(top), N(y));
-        canvas.text(x(value), y + 15.0, "wp-mid wp-soft wp-small", if value == 0.0 { "0" } else { &label });
+        canvas.text(
+            x(value),
+            y + 15.0,
+            if value == 0.0 { "wp-soft wp-small" } else { "wp-mid wp-soft wp-small" },
+            if value == 0.0 { "0" } else { &label },
+        );
     }
     canvas.path("wp-grid", &d);
     canvas.append(rows);
@@ -139,11 +146,16 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
     canvas.finish(look, y + pad, title, &about.join(" "), "")
 }
 
+/// The median.
+fn shown(unit: Unit, entry: &Entry) -> String {
+    let values: Vec<f64> = entry.runs.iter().copied().filter(|value| value.is_finite()).collect();
+    if values.is_empty() { "–".to_owned() } else { unit.show(median(&values)) }
+}
+
 /// Median and ratio.
 fn label(unit: Unit, entry: &Entry) -> String {
-    let values: Vec<f64> = entry.runs.iter().copied().filter(|value| value.is_finite()).collect();
-    let median = if values.is_empty() { "–".to_owned() } else { unit.show(median(&values)) };
-    if entry.ratio.is_empty() { median } else { format!("{median}   {}", entry.ratio) }
+    let median = shown(unit, entry);
+    if entry.ratio.is_empty() { median } else { format!("{median}, {}", entry.ratio) }
 }
 
 /// Some of the values, the extremes among them.

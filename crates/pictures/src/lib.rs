@@ -25,7 +25,7 @@ mod timeline;
 pub use comparison::{Comparison, Entry, comparison};
 pub use look::{Look, css};
 pub use page::{Page, Part, Section, Table, page};
-pub use scale::Unit;
+pub use scale::{Unit, moment};
 pub use series::{Axis, Line, Point, Series, Step, series};
 pub use text::{command_line, escape};
 pub use timeline::timeline;

@@ -84,10 +84,9 @@ pub fn css() -> &'static str {
 }
 
 const LIGHT: &str = "--wp-bg:#fff;--wp-ink:#1c2127;--wp-soft:#57606a;--wp-line:#c9d0d8;--wp-grid:#eaedf0;\
-                     --wp-dirty:#6a51a3;--wp-wback:#0b7285;--wp-hatch:#16191d;";
+                     --wp-dirty:#6a51a3;--wp-wback:#0b7285;--wp-hatch:#16191d;--wp-bare:#d3d9df;";
 const DARK: &str = "--wp-bg:#14171b;--wp-ink:#e7eaee;--wp-soft:#9da7b3;--wp-line:#414a54;--wp-grid:#252a30;\
-                    --wp-dirty:#b3a2ee;--wp-wback:#56cfe1;--wp-hatch:#0b0d10;";
-/// Text over a bar has an outline in the bar's colour, which keeps it readable on hatching.
+                    --wp-dirty:#b3a2ee;--wp-wback:#56cfe1;--wp-hatch:#0b0d10;--wp-bare:#7c8792;";
 const RULES: &str = "\
 .wp{display:block;max-width:100%;height:auto;font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue','Noto Sans',\
 'Liberation Sans',sans-serif;font-variant-numeric:tabular-nums;color:var(--wp-ink)}
@@ -102,10 +101,11 @@ const RULES: &str = "\
 .wp .wp-grid{stroke:var(--wp-grid);fill:none;stroke-width:1}
 .wp .wp-axis{stroke:var(--wp-line);fill:none;stroke-width:1}
 .wp .wp-mark{stroke:var(--wp-soft);fill:none;stroke-width:1;stroke-dasharray:3 3}
-.wp .wp-in{font-size:11px;font-weight:500;paint-order:stroke;stroke-width:3px;stroke-linejoin:round}
-.wp .wp-hatch{stroke:var(--wp-hatch);stroke-width:1.3;fill:none;opacity:.55}
+.wp .wp-in{font-size:11px;font-weight:500}
+.wp .wp-hatch{stroke:var(--wp-hatch);stroke-width:1.1;fill:none;opacity:.5}
 .wp .wp-wait{stroke:var(--wp-hatch);stroke-width:1;stroke-opacity:.75}
-.wp .wp-bare{fill:var(--wp-grid)}
+.wp .wp-wait-thin{fill:var(--wp-hatch);opacity:.55}
+.wp .wp-bare{fill:var(--wp-bare)}
 .wp .wp-dirty{stroke:var(--wp-dirty);stroke-width:1.6;fill:none;stroke-linejoin:round}
 .wp .wp-dirty-area{fill:var(--wp-dirty);opacity:.18}
 .wp .wp-wback{stroke:var(--wp-wback);stroke-width:1.6;fill:none;stroke-dasharray:5 2.5;stroke-linejoin:round}

@@ -109,7 +109,7 @@ pub(crate) fn rules() -> String {
     for n in 0..COLOURS.len() {
         let _ = writeln!(out, ".wp .wp-f{n}{{fill:var(--wp-{n})}}");
         let _ = writeln!(out, ".wp .wp-s{n}{{stroke:var(--wp-{n})}}");
-        let _ = writeln!(out, ".wp .wp-t{n}{{fill:var(--wp-on{n});stroke:var(--wp-{n})}}");
+        let _ = writeln!(out, ".wp .wp-t{n}{{fill:var(--wp-on{n})}}");
     }
     out
 }

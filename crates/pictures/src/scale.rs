@@ -90,7 +90,7 @@ impl Unit {
         (first..=first + decades.ceil().min(40.0) as i32 + 1)
             .flat_map(|power| per_decade.iter().map(move |n| n * 10_f64.powi(power)))
             .filter(|value| (from * 0.999_999..=to * 1.000_001).contains(value))
-            .map(|value| (value, self.show(value)))
+            .map(|value| (value, round(&self.show(value))))
             .collect()
     }
 
@@ -106,6 +106,17 @@ impl Unit {
                 .unwrap_or((1.0, "B")),
             Self::Number => (1.0, ""),
         }
+    }
+}
+
+/// The label of a round value: without zeros at the end of its fraction.
+fn round(label: &str) -> String {
+    match label.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
+        }
+        None if label.contains('.') => label.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        _ => label.to_owned(),
     }
 }
 
@@ -168,8 +179,8 @@ fn duration_step(least: f64) -> f64 {
     STEPS.into_iter().find(|step| *step >= least).unwrap_or_else(|| DAY * nice(least / DAY))
 }
 
-/// A moment as `2026-03-01 12:30 UTC`.
-pub(crate) fn moment(ms: i64) -> String {
+/// A moment in ms since 1970, as `2026-03-01 12:30 UTC`.
+pub fn moment(ms: i64) -> String {
     at(ms).map_or_else(|| "?".to_owned(), |t| format!("{} {:02}:{:02} UTC", t.date(), t.hour(), t.minute()))
 }
 
@@ -296,7 +307,7 @@ mod tests {
     fn logarithmic_ticks() {
         let labels: Vec<String> =
             Unit::Ms.log_ticks(8.0, 1_200.0).into_iter().map(|(_, label)| label).collect();
-        assert_eq!(labels, ["10.0 ms", "30.0 ms", "100 ms", "300 ms", "1.00 s"]);
+        assert_eq!(labels, ["10 ms", "30 ms", "100 ms", "300 ms", "1 s"]);
         assert!(Unit::Ms.log_ticks(1e-300, 1e300).len() < 60);
         assert!(Unit::Ms.log_ticks(99.0, 105.0).len() <= 3);
     }

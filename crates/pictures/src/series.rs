@@ -290,6 +290,8 @@ impl<'a> Picture<'a> {
 
     fn draw_lines(&mut self) {
         let drawn = self.lines.iter().filter(|line| !line.points.is_empty()).count().max(1);
+        let all: usize = self.lines.iter().map(|line| line.points.len()).sum();
+        let radius = if all > 150 { 2.3 } else { 3.2 };
         for (n, line) in std::mem::take(&mut self.lines).iter().enumerate() {
             let colour = self.colours[n].number();
             let name = text::name(&text::clip(line.name, 60));
@@ -298,7 +300,7 @@ impl<'a> Picture<'a> {
                 let (x, y) = (self.x(point.at_ms), self.y(point.value));
                 self.canvas.put(format_args!(
                     "{} data-id=\"{}\"><title>{name} {}: {}</title></path>",
-                    dot(n, x, y, 2.9),
+                    dot(n, x, y, radius),
                     point.id,
                     moment(point.at_ms),
                     self.of.unit.show(point.value)
@@ -326,7 +328,8 @@ impl<'a> Picture<'a> {
             let line = text::clip(&step.line, 16);
             let label =
                 if several && !line.is_empty() { format!("{line} {}", step.size()) } else { step.size() };
-            let width = text::width(&label, 11.0) + 12.0;
+            // Bold letters are wider.
+            let width = text::width(&label, 11.0) * 1.1 + 14.0;
             let x = self.x(at);
             let left =
                 (x - width / 2.0).clamp(self.look.padding(), (self.right - width).max(self.look.padding()));

@@ -116,7 +116,7 @@ pub(crate) fn legend(canvas: &mut Canvas, keys: &[Key], x: f64, y: f64, right: f
     let (mut at, mut top) = (x, y);
     for key in keys {
         let name = text::fit(&key.name, 12.0, right - x - 22.0);
-        let width = 20.0 + text::width(&name, 12.0) * 0.95;
+        let width = 20.0 + text::width(&name, 12.0);
         if at > x && at + width > right {
             (at, top) = (x, top + LINE);
         }

@@ -85,7 +85,7 @@ impl<'a> Picture<'a> {
         };
         picture.place_waits();
         let (least, most) = if look.is_narrow() { (50.0, 92.0) } else { (58.0, 190.0) };
-        let names = rows.iter().map(|row| text::width(&row.name, 12.0) * 0.95);
+        let names = rows.iter().map(|row| text::width(&row.name, 12.0));
         let others = if picture.lanes.is_empty() { 0.0 } else { text::width(OTHERS, 12.0) };
         picture.left = look.padding() + names.fold(others, f64::max).clamp(least, most) + 10.0;
         picture
@@ -132,7 +132,9 @@ impl<'a> Picture<'a> {
             self.canvas.text(pad, y + 14.0, "wp-head", &shown);
             y += 28.0;
         }
-        let hatch = self.canvas.id(&format!("{:?} {:?}", self.of.rows.first(), self.length));
+        // The same picture in another width may be on the same page, hidden: nothing may refer to its pattern.
+        let first = self.of.rows.first().map(|row| &row.bars);
+        let hatch = self.canvas.id(&format!("{} {:?} {first:?}", look.width(), self.length));
         let keys = self.keys(&hatch);
         y = legend(&mut self.canvas, &keys, pad, y, self.right) + 6.0;
         let top = y;
@@ -184,10 +186,14 @@ impl<'a> Picture<'a> {
         let mut keys: Vec<Key> = phases.iter().map(phase).collect();
         if !self.of.waits.is_empty() {
             keys.push(Key {
-                sign: format!(
+                sign: if self.pitch() < 10.0 {
+                    "<rect class=\"wp-bare\" width=\"13\" height=\"10\" rx=\"2\"/><rect class=\"wp-wait-thin\" \
+                     y=\"3\" width=\"13\" height=\"4\"/>"
+                        .to_owned()
+                } else { format!(
                     "<rect class=\"wp-bare\" width=\"13\" height=\"10\" rx=\"2\"/><rect class=\"wp-wait\" \
                      fill=\"url(#{hatch})\" width=\"13\" height=\"10\" rx=\"2\"/>"
-                ),
+                ) },
                 name: "waited in the kernel".to_owned(),
             });
         }
@@ -226,7 +232,7 @@ impl<'a> Picture<'a> {
         let thin = pitch < 10.0;
         let height = if thin { (pitch * 0.8).max(1.6) } else { pitch - 5.0 };
         // Names only where they do not overlap.
-        let every = (13.0 / pitch).ceil() as usize;
+        let every = if thin { (22.0 / pitch).ceil() as usize } else { 1 };
         let mut left = BARS_MAX;
         for (n, row) in self.rows.iter().enumerate() {
             let y = top + n as f64 * pitch;
@@ -270,11 +276,12 @@ impl<'a> Picture<'a> {
                     Unit::Ms.show(bar.begin_ms)
                 ));
             }
-            for wait in self.waits.remove(&n).unwrap_or_default() {
+            let waits = self.waits.remove(&n).unwrap_or_default();
+            for wait in &waits {
                 self.wait(wait, y, height, hatch, thin);
             }
             if !thin {
-                self.bar_labels(row, bars.len(), y, height);
+                self.bar_labels(row, bars.len(), y, height, !waits.is_empty());
             }
             self.canvas.put(format_args!("</g>"));
         }
@@ -286,13 +293,24 @@ impl<'a> Picture<'a> {
     }
 
     /// The durations, in the bars that have room for them.
-    fn bar_labels(&mut self, row: &Row, count: usize, y: f64, height: f64) {
+    fn bar_labels(&mut self, row: &Row, count: usize, y: f64, height: f64, waited: bool) {
         for bar in &row.bars[..count] {
             let label = Unit::Ms.show(bar.ms);
             let (from, to) = (self.x(bar.begin_ms), self.x(sane(bar.begin_ms) + sane(bar.ms)));
             if height >= 13.0 && to - from >= text::width(&label, 11.0) + 10.0 {
                 let colour = Colour::of(&bar.phase).number();
                 let class = format!("wp-in wp-mid wp-t{colour}");
+                if waited {
+                    // Hatching would cross the letters.
+                    let width = text::width(&label, 11.0) + 6.0;
+                    self.canvas.put(format_args!(
+                        "<rect class=\"wp-f{colour}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>",
+                        N(f64::midpoint(from, to) - width / 2.0),
+                        N(y + 1.5),
+                        N(width),
+                        N(height - 3.0)
+                    ));
+                }
                 self.canvas.text(f64::midpoint(from, to), y + height / 2.0 + 4.0, &class, &label);
             }
         }
@@ -303,10 +321,14 @@ impl<'a> Picture<'a> {
         let width = (self.x(sane(wait.begin_ms) + sane(wait.ms)) - x).max(1.5);
         let on = wait.on.as_ref().map_or_else(String::new, |on| format!(" for {on}"));
         let title = format!("{} waited {}{on}, in {}", wait.who, Unit::Ms.show(wait.ms), wait.place);
-        let stroke = if thin { " stroke=\"none\"" } else { "" };
+        // Hatching needs room: in a thin row a dark line stands for it.
+        let (class, fill, y, height) = if thin {
+            ("wp-wait-thin", String::new(), y + height * 0.25, height * 0.5)
+        } else {
+            ("wp-wait", format!(" fill=\"url(#{hatch})\""), y, height)
+        };
         self.canvas.put(format_args!(
-            "<rect class=\"wp-wait\" data-wait=\"{}\" fill=\"url(#{hatch})\" x=\"{}\" y=\"{}\" width=\"{}\" \
-             height=\"{}\"{stroke}><title>{}</title></rect>",
+            "<rect class=\"{class}\" data-wait=\"{}\"{fill} x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>{}</title></rect>",
             text::name(&wait.who),
             N(x),
             N(y),
@@ -362,11 +384,12 @@ impl<'a> Picture<'a> {
             self.canvas.path(&format!("{class}-area"), &area(&points, bottom));
             self.canvas.path(class, &line(&points));
         }
-        let keys = [("wp-dirty", "Dirty of the host"), ("wp-wback", "Writeback")].map(|(class, name)| Key {
-            sign: format!("<path class=\"{class}\" d=\"M0 5H14\"/>"),
-            name: name.to_owned(),
-        });
-        legend(&mut self.canvas, &keys, self.left, top - 21.0, self.right);
+        let keys =
+            [("wp-dirty", "Dirty pages of the host"), ("wp-wback", "Writeback")].map(|(class, name)| Key {
+                sign: format!("<path class=\"{class}\" d=\"M0 5H14\"/>"),
+                name: name.to_owned(),
+            });
+        legend(&mut self.canvas, &keys, self.left + 6.0, top - 21.0, self.right);
     }
 
     /// The marks whose labels fit, with the room that they need.

@@ -171,6 +171,11 @@ impl Recorder {
         self.shared.marks.lock().push(Mark { t_ms, name: name.to_owned() });
     }
 
+    /// The moment that all times of the recording count from.
+    pub fn since(&self) -> Instant {
+        self.shared.start
+    }
+
     /// Ends the recording.
     pub fn finish(mut self) -> Recording {
         self.end().unwrap_or_default()

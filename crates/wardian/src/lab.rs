@@ -2,6 +2,7 @@
 
 mod bisect;
 mod compare;
+mod files;
 mod history;
 pub mod kept;
 mod repeat;
@@ -63,18 +64,16 @@ pub struct Bench {
     /// Of the network: time creates beside so many containers; 0: not [default: 1000]
     #[arg(long, value_name = "N")]
     crowd: Option<usize>,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    results: files::Files,
     #[command(flatten)]
     kept: kept::Args,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Record {
-    /// Write the recording and its diagnosis there
-    #[arg(long, value_name = "FILE", value_parser = file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    results: files::Files,
     /// A directory on the file system of interest [default: the working directory]
     #[arg(long, value_name = "PATH")]
     fs: Option<PathBuf>,
@@ -115,6 +114,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let root = args.root.as_deref();
             let is_network = matches!(args.subject, Subject::Network);
             ensure!(args.crowd.is_none() || is_network, "--crowd is for: lab bench network");
+            let files = args.results.check()?;
             let mut keeper = args.kept.open()?;
             let subject = match args.subject {
                 Subject::Containers => "containers",
@@ -125,41 +125,47 @@ pub fn run(command: Command) -> Result<ExitCode> {
             if let Some(crowd) = args.crowd {
                 run.parameters.insert("crowd".to_owned(), crowd.to_string());
             }
+            let mut figures = bench::Figures::default();
+            let to = &mut figures;
             let measured = runtime.block_on(async {
                 match args.subject {
-                    Subject::Containers => bench::containers(&program, root).await,
-                    Subject::Api => bench::api(&program, root).await,
+                    Subject::Containers => bench::containers(&program, root, to).await,
+                    Subject::Api => bench::api(&program, root, to).await,
                     Subject::Network => {
-                        bench::network(&program, root, args.crowd.unwrap_or(bench::CROWD)).await
+                        bench::network(&program, root, args.crowd.unwrap_or(bench::CROWD), to).await
                     }
                 }
             });
+            figures.ended(&measured);
             keeper.keep(match &measured {
-                Ok(figures) => runs::of_bench(run, figures),
+                Ok(()) => runs::of_bench(run, &figures),
                 Err(error) => runs::broken(run, error),
             });
-            let figures = keeper.beside(measured)?;
-            crate::print::text(&format!("\n{}", figures.table()))?;
-            if let Some(to) = args.json {
-                figures.save(&to)?;
+            // Half a table would look like a whole one; the files say that it is half.
+            if measured.is_ok() {
+                crate::print::text(&format!("\n{}", figures.table()))?;
             }
+            let written =
+                if measured.is_ok() || !figures.figures.is_empty() { files.write(&figures) } else { Ok(()) };
+            keeper.beside(measured)?;
+            written?;
             keeper.done()?;
         }
         Command::Teardown(args) => args.run(&runtime)?,
         Command::Bisect(args) => args.run(&runtime, &program)?,
         Command::Record(args) => {
+            let files = args.results.check()?;
             let (mut keeper, begun) = (args.kept.open()?, SystemTime::now());
             let report = runtime.block_on(record::command(&args.command, args.fs))?;
             keeper.keep(runs::of_record(&report, begun));
             // Standard output belongs to the command.
             crate::print::say(format!("\n{}", report.diagnosis.text(args.verbose)).trim_end());
-            if let Some(to) = args.json {
-                report.save(&to)?;
-            }
+            let written = files.write(&report);
             // The exit code is the command's.
             if let Err(error) = keeper.done() {
                 crate::print::failure(&error);
             }
+            written?;
             if let Some(signal) = report.interrupted {
                 return Err(Interrupted(signal).into());
             }

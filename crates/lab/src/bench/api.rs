@@ -38,8 +38,11 @@ const CROWD: usize = 250;
 /// Number of creates with and without the crowd, alternating.
 const TURNS: usize = 60;
 
-/// Measures the API.
-pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
+/// Measures the API. `figures` receives what was measured, also until an error.
+///
+/// # Errors
+/// [`Interrupted`] by a signal, or the first error.
+pub async fn run(program: &Path, location: Option<&Path>, figures: &mut Figures) -> Result<()> {
     let progress = Progress::new();
     let mut busy = LocalServer::start(program, location).await?;
     let quiet = match LocalServer::start(program, location).await {
@@ -49,10 +52,9 @@ pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
             return Err(error);
         }
     };
-    let mut figures =
-        Figures { figures: Vec::new(), notes: Vec::new(), host: Host::probe(Some(&busy.root())) };
+    figures.host = Host::probe(Some(&busy.root()));
     let measured = tokio::select! {
-        measured = measure(&mut busy, &quiet, &mut figures, &progress) => measured,
+        measured = measure(&mut busy, &quiet, figures, &progress) => measured,
         signal = interrupted() => Err(Interrupted(signal?).into()),
     };
     if measured.is_err() {
@@ -65,11 +67,10 @@ pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
             if !error.is::<Interrupted>() {
                 progress.say(&complaints);
             }
-            return Err(error);
+            Err(error)
         }
-        Ok(()) => (stopped.0?, stopped.1?),
-    };
-    Ok(figures)
+        Ok(()) => stopped.0.and(stopped.1),
+    }
 }
 
 async fn measure(

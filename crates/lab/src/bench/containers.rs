@@ -24,14 +24,16 @@ const CROWD: usize = 20;
 /// Number of rounds in the comparison with crun.
 const ROUNDS: usize = 15;
 
-/// Measures everything.
-pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
+/// Measures everything. `figures` receives what was measured, also until an error.
+///
+/// # Errors
+/// [`Interrupted`] by a signal, or the first error.
+pub async fn run(program: &Path, location: Option<&Path>, figures: &mut Figures) -> Result<()> {
     let progress = Progress::new();
     let server = LocalServer::start(program, location).await?;
-    let mut figures =
-        Figures { figures: Vec::new(), notes: Vec::new(), host: Host::probe(Some(&server.root())) };
+    figures.host = Host::probe(Some(&server.root()));
     let measured = tokio::select! {
-        measured = measure(&server, &mut figures, &progress) => measured,
+        measured = measure(&server, figures, &progress) => measured,
         signal = interrupted() => Err(Interrupted(signal?).into()),
     };
     if measured.is_err() {
@@ -57,7 +59,7 @@ pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
         Err(error) if error.is::<Interrupted>() => return Err(error),
         Err(error) => {
             figures.notes.push(format!("the story failed: {error:#}"));
-            return Ok(figures);
+            return Ok(());
         }
     };
     for story in stories {
@@ -65,7 +67,7 @@ pub async fn run(program: &Path, location: Option<&Path>) -> Result<Figures> {
         figures.put(name, "ms", 5.0, 8000.0, story.slowest_pea_destroy_ms);
         figures.put("the whole story 1 → 10 → 0", "ms", 1200.0, 4930.0, story.story_ms);
     }
-    Ok(figures)
+    Ok(())
 }
 
 async fn measure(server: &LocalServer, figures: &mut Figures, progress: &Progress) -> Result<()> {

@@ -13,7 +13,6 @@ use crate::host::Host;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::path::Path;
 
 /// One figure.
 #[derive(Debug, Clone, Serialize)]
@@ -32,9 +31,21 @@ pub struct Figure {
     pub measured: Option<f64>,
 }
 
+impl Figure {
+    /// Whether it was measured and is beyond its goal.
+    pub fn missed(&self) -> bool {
+        matches!((self.goal, self.measured), (Some(goal), Some(is))
+            if if self.at_least { is < goal } else { is > goal })
+    }
+}
+
 /// All figures.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Figures {
+    /// Whether everything was measured. If not, `error` has the reason, and the figures are those until then.
+    pub complete: bool,
+    /// Why not everything was.
+    pub error: Option<String>,
     /// The figures, in the order of measurement.
     pub figures: Vec<Figure>,
     /// What was skipped and why, and other remarks.
@@ -44,6 +55,12 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Notes how the measurement ended.
+    pub fn ended(&mut self, how: &Result<()>) {
+        self.complete = how.is_ok();
+        self.error = how.as_ref().err().map(|error| format!("{error:#}"));
+    }
+
     fn put(
         &mut self,
         name: &'static str,
@@ -72,8 +89,6 @@ impl Figures {
         let _ = writeln!(out, "{:<52} {:>6} {:>9} {:>9} {:>10}", "", "", "goal", "guardian", "measured");
         for figure in &self.figures {
             let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
-            let missed = matches!((figure.goal, figure.measured), (Some(goal), Some(is))
-                if if figure.at_least { is < goal } else { is > goal });
             let _ = writeln!(
                 out,
                 "{:<52} {:>6} {:>9} {:>9} {:>10}{}",
@@ -82,7 +97,7 @@ impl Figures {
                 cell(figure.goal),
                 cell(figure.guardian),
                 cell(figure.measured),
-                if missed { "  missed" } else { "" }
+                if figure.missed() { "  missed" } else { "" }
             );
         }
         for note in &self.notes {
@@ -95,12 +110,6 @@ impl Figures {
             host.kernel, host.cpus, host.filesystem, host.mount_options, host.cgroups, host.load
         );
         out
-    }
-
-    /// Writes the figures as JSON.
-    pub fn save(&self, to: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("encode the figures")?;
-        crate::ground::save(to, &json)
     }
 }
 
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_missed_goal_is_marked() {
-        let mut figures = Figures { figures: Vec::new(), notes: vec!["note".into()], host: Host::default() };
+        let mut figures = Figures { notes: vec!["note".into()], ..Figures::default() };
         figures.put("good", "ms", 2.0, 9.0, 1.0);
         figures.put("bad", "ms", 2.0, None, 3.0);
         figures.put_at_least("fast", "MB/s", 2.0, 3.0);

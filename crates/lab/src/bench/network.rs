@@ -139,13 +139,13 @@ const NETWORK: [&str; 2] = ["address", "network"];
 const NETWORK_AND_LINK: [&str; 3] = ["namespaces", "address", "network"];
 
 /// Measures the network. `crowd` is the number of containers beside which creates are timed; 0: that is left out.
-pub async fn run(program: &Path, location: Option<&Path>, crowd: usize) -> Result<Figures> {
+pub async fn run(program: &Path, location: Option<&Path>, crowd: usize, figures: &mut Figures) -> Result<()> {
     let progress = Progress::new();
-    let mut figures = Figures { figures: Vec::new(), notes: Vec::new(), host: Host::probe(location) };
+    figures.host = Host::probe(location);
     let ground = Ground { program, location, world: World::new()? };
     let mut servers = Vec::new();
     let measured = tokio::select! {
-        measured = measure(&ground, crowd, &mut servers, &mut figures, &progress) => measured,
+        measured = measure(&ground, crowd, &mut servers, figures, &progress) => measured,
         signal = interrupted() => Err(Interrupted(signal?).into()),
     };
     if measured.is_err() {
@@ -163,7 +163,7 @@ pub async fn run(program: &Path, location: Option<&Path>, crowd: usize) -> Resul
     measured?;
     stopped?;
     figures.notes.push(format!("The load was {} at the end.", Host::probe(None).load));
-    Ok(figures)
+    Ok(())
 }
 
 async fn measure(

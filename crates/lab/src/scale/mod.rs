@@ -4,12 +4,15 @@
 //! until its exit status has arrived. A Garden server sends the status only when the pea's root file system is
 //! removed, so a server that waits for the disk there is visible here.
 
+mod begun;
 mod idle;
 mod report;
 mod room;
 mod story;
 
 pub use report::{Growth, LimitRatio, Ratio, Report, Row, Spread, Step, Stories, Summary, Whole};
+
+use begun::Begun;
 
 use crate::local::LocalServer;
 use crate::progress::Progress;
@@ -180,12 +183,24 @@ pub struct Told<'a> {
 
 /// Runs and measures the stories: all kinds in turn, and that once per run. On errors and on Ctrl-C everything that
 /// was made is destroyed.
+///
+/// # Errors
+/// [`Interrupted`] by a signal, or the first error.
 pub async fn run(options: &Options) -> Result<Stories> {
-    run_told(options, &mut |_| ()).await
+    let mut stories = Stories(Vec::new());
+    run_into(options, &mut stories, &mut |_| ()).await.map(|()| stories)
 }
 
-/// Like [`run`]; `tell` is called with each story as soon as it has ended, also with one that failed.
-pub async fn run_told(options: &Options, tell: &mut dyn FnMut(Told<'_>)) -> Result<Stories> {
+/// The same, but the stories that were told stay if a later one fails. That one is the last, and marked as incomplete,
+/// unless it failed before it began. `tell` is called with each story as soon as it has ended, also with one that failed.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_into(
+    options: &Options,
+    stories: &mut Stories,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> Result<()> {
     options.check()?;
     if options.address.is_none() {
         for mode in &options.modes {
@@ -196,7 +211,7 @@ pub async fn run_told(options: &Options, tell: &mut dyn FnMut(Told<'_>)) -> Resu
     room::descriptors(options.most())?;
     // Signals are caught from here on, also between two stories.
     let mut interrupted: Pin<Box<dyn Future<Output = i32>>> = Box::pin(interruption()?);
-    let (progress, mut stories) = (Progress::new(), Vec::new());
+    let progress = Progress::new();
     if let Some(note) = room::note(options)? {
         progress.say(&note);
     }
@@ -206,13 +221,19 @@ pub async fn run_told(options: &Options, tell: &mut dyn FnMut(Told<'_>)) -> Resu
             if options.runs * kinds.len() > 1 {
                 progress.say(&format!("\nrun {run} of {}, {kind}", options.runs));
             }
-            let begun = SystemTime::now();
-            let told = story(options, (run, *kind), &mut interrupted, &progress).await;
-            tell(Told { kind: *kind, begun, result: told.as_ref() });
-            stories.push(told?);
+            let (begun, at) = (Begun::default(), SystemTime::now());
+            let told = story(options, (run, *kind), &mut interrupted, &progress, &begun).await;
+            tell(Told { kind: *kind, begun: at, result: told.as_ref() });
+            match told {
+                Ok(report) => stories.0.push(report),
+                Err(error) => {
+                    stories.0.extend(begun.half((run, *kind), &error));
+                    return Err(error);
+                }
+            }
         }
     }
-    Ok(Stories(stories))
+    Ok(())
 }
 
 async fn story(
@@ -220,6 +241,7 @@ async fn story(
     which: (usize, Kind),
     interrupted: &mut (impl Future<Output = i32> + Unpin),
     progress: &Progress,
+    begun: &Begun,
 ) -> Result<Report> {
     let local = match &options.address {
         Some(_) => None,
@@ -238,7 +260,7 @@ async fn story(
         if local.is_none() {
             room::disk_of(&client, options, which.1.mode).await?;
         }
-        story::tell(options, which, &client, local.as_ref(), &made, progress).await
+        story::tell(options, which, &client, local.as_ref(), &made, progress, begun).await
     };
     let told = tokio::select! {
         told = tell => told,

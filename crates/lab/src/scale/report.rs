@@ -3,12 +3,11 @@
 use super::{Kind, Mode};
 use crate::host::{Host, Sample, ms};
 use crate::report::{Phase, bytes, median, table};
-use anyhow::{Context, Result};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
+use wardian_recorder::Mark;
 
 /// A step of the scaling: instances that were created together.
 #[derive(Debug, Clone, Serialize)]
@@ -41,6 +40,12 @@ pub struct Report {
     /// How the code got into the instances, and what limit they had.
     #[serde(flatten)]
     pub kind: Kind,
+    /// Whether the story was told to its end. If not, `error` has the reason, and the figures are those until then.
+    pub complete: bool,
+    /// Why it was not.
+    pub error: Option<String>,
+    /// Duration of the story, from the first create until nothing is left to delete. All times count from there.
+    pub length_ms: f64,
     /// Sum of `waiting_ms` of all steps.
     pub waiting_ms: f64,
     /// `waiting_ms` plus the time for destroying all instances.
@@ -76,6 +81,8 @@ pub struct Report {
     pub steps: Vec<Step>,
     /// The phases of all steps, in order, and the destroys.
     pub phases: Vec<Phase>,
+    /// Begin of each part of the story.
+    pub marks: Vec<Mark>,
     /// Dirty and writeback bytes, about every 50 ms.
     pub samples: Vec<Sample>,
     /// The machine.
@@ -83,10 +90,10 @@ pub struct Report {
 }
 
 impl Report {
-    /// What came of it, and the tables of phases.
-    fn table(&self) -> String {
+    /// What came of it, in a sentence or two.
+    pub fn verdict(&self) -> String {
         let mut out = String::new();
-        let _ = writeln!(
+        let _ = write!(
             out,
             "The developer waited {:.2} s; the slowest destroy took {:.1} ms with {} dirty when it was called; \
              {} were ever written (an idle machine: {}){}.",
@@ -102,7 +109,7 @@ impl Report {
         if self.kind.mode == Mode::Oci {
             let _ = write!(
                 out,
-                "The server fetched {} in {} for a layer of {} ({} gzipped)",
+                "\nThe server fetched {} in {} for a layer of {} ({} gzipped)",
                 bytes(self.fetched_bytes),
                 times(self.fetches, "request"),
                 bytes(self.layer_bytes),
@@ -111,12 +118,17 @@ impl Report {
             // Without instances before the scaling the fetch is part of the waiting.
             let _ = match &self.begin {
                 Some(Step { from, to, waiting_ms, .. }) => {
-                    writeln!(out, ", while {} to begin with came up in {:.2} s.", to - from, waiting_ms / 1e3)
+                    write!(out, ", while {} to begin with came up in {:.2} s.", to - from, waiting_ms / 1e3)
                 }
-                None => writeln!(out, "."),
+                None => write!(out, "."),
             };
         }
-        out.push('\n');
+        out
+    }
+
+    /// What came of it, and the tables of phases.
+    fn table(&self) -> String {
+        let mut out = self.verdict() + "\n\n";
         if let [_] = self.steps[..] {
             out.push_str(&table(&self.phases));
         } else {
@@ -171,12 +183,6 @@ impl Stories {
             [one] => one.table(),
             several => Summary::of(several).table(),
         }
-    }
-
-    /// Writes the stories as JSON.
-    pub fn save(&self, to: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("encode the report")?;
-        crate::ground::save(to, &json)
     }
 }
 
@@ -301,15 +307,16 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Summarises stories, which all have the same steps.
-    fn of(stories: &[Report]) -> Self {
+    /// Summarises stories, which all have the same steps; those that were not told to their end are left out.
+    pub(crate) fn of(stories: &[Report]) -> Self {
+        let stories: Vec<&Report> = stories.iter().filter(|story| story.complete).collect();
         let mut kinds: Vec<Kind> = Vec::new();
-        for story in stories {
+        for story in &stories {
             if !kinds.contains(&story.kind) {
                 kinds.push(story.kind);
             }
         }
-        let of = |kind| stories.iter().filter(|story| story.kind == kind).collect::<Vec<_>>();
+        let of = |kind| stories.iter().copied().filter(|story| story.kind == kind).collect::<Vec<_>>();
         let steps = stories.first().map_or(0, |story| story.steps.len());
 
         let (mut rows, mut growth) = (Vec::new(), Vec::new());
@@ -405,8 +412,13 @@ impl Summary {
             }
             cells
         });
-        let mut out = grid(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
-        out.push_str("Of all runs: the median (the least – the most).\n\n");
+        let out = grid(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+        out + "Of all runs: the median (the least – the most).\n\n" + &self.conclusions()
+    }
+
+    /// How the stories compare, a line each.
+    pub(crate) fn conclusions(&self) -> String {
+        let mut out = String::new();
         for ratio in &self.oci_by_stream {
             let spread = Spread::of(&ratio.each);
             let _ = writeln!(

@@ -1,16 +1,17 @@
 //! Runs one story.
 
+use super::begun::Begun;
 use super::idle::Idle;
 use super::report::{Report, Step};
 use super::{Kind, Made, Mode, Options};
 use crate::code::{Code, Sample};
 use crate::drive::{Instance, Wish, has_network};
 use crate::droplet::{Droplet, DropletServer};
-use crate::host::{Counter, Dirty, Host, Sampler, ms};
+use crate::host::{Counter, Dirty, Host, ms};
 use crate::image;
 use crate::local::LocalServer;
 use crate::progress::Progress;
-use crate::report::Phase;
+use crate::report::{Phase, Span};
 use anyhow::{Context, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,6 +26,7 @@ pub(super) async fn tell(
     local: Option<&LocalServer>,
     made: &Made,
     progress: &Progress,
+    begun: &Begun,
 ) -> Result<Report> {
     // For a server elsewhere the image is a file in a directory of our own.
     let scratch = crate::ground::dir_in(&std::env::temp_dir(), "wardian-lab-")?;
@@ -59,30 +61,35 @@ pub(super) async fn tell(
         progress.say("containers have a network: each app listens on its own address and on a mapped port");
     }
     let wish = Wish { network, disk_limit_bytes: kind.disk_limit_bytes };
-    let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea, wish };
-    let (since, written_before) = (Instant::now(), counter.read()?);
+    let story = Story { client, image, delivery: &delivery, made, progress, pea: options.pea, wish, begun };
+    let written_before = counter.read()?;
+    let since = begun.begin(host.clone());
     let mut instances = Vec::new();
     let begin = if options.from > 0 {
         progress.say(&format!("bringing up {} to begin with", options.from));
+        begun.mark(format!("0 → {}", options.from));
         let scaled = story.bring_up(0, options.from).await?;
         instances.extend(scaled.instances);
+        begun.came_up(&scaled.step);
         Some(scaled.step)
     } else {
         None
     };
 
-    let sampler = Sampler::start();
     let (mut steps, mut slowest_pea_end) = (Vec::new(), Duration::ZERO);
     for to in &options.to {
         let from = instances.len();
         progress.say(&format!("scaling from {from} to {to}"));
+        begun.mark(format!("{from} → {to}"));
         let scaled = story.bring_up(from, *to).await?;
         instances.extend(scaled.instances);
+        begun.scaled(&scaled.step);
         steps.push(scaled.step);
         slowest_pea_end = slowest_pea_end.max(scaled.slowest_pea_end);
     }
 
     progress.say("reading a file back in each");
+    begun.mark("verify");
     let sample = delivery.sample();
     for (n, instance) in instances.iter().enumerate() {
         instance.verify(sample).await?;
@@ -92,7 +99,8 @@ pub(super) async fn tell(
         }
     }
     let dirty_at_destroy_bytes = Dirty::now()?.dirty_bytes;
-    let gone = story.phase("destroy", instances, |instance, made| async move {
+    begun.mark("destroy");
+    let gone = story.phase("destroy", 0, instances, |instance, made| async move {
         instance.destroy().await?;
         if let Ok(mut made) = made.lock() {
             made.retain(|handle| *handle != instance.handle);
@@ -100,6 +108,7 @@ pub(super) async fn tell(
         Ok(instance)
     });
     let destroy = gone.await?.phase;
+    begun.mark("clean up");
     match local {
         Some(local) => local.trash_empty().await?,
         None => tokio::time::sleep(Duration::from_secs(1)).await,
@@ -108,7 +117,7 @@ pub(super) async fn tell(
     sync(dir).await?;
     let written = counter.read()?.since(written_before);
     let length = since.elapsed();
-    let samples = sampler.finish();
+    let (marks, samples) = begun.seen();
     let idle_written = idle.written_in(length, progress).await?;
 
     let waiting_ms = steps.iter().map(|step| step.waiting_ms).sum::<f64>();
@@ -119,6 +128,9 @@ pub(super) async fn tell(
     Ok(Report {
         run,
         kind,
+        complete: true,
+        error: None,
+        length_ms: ms(length),
         waiting_ms,
         story_ms,
         slowest_destroy_ms,
@@ -135,6 +147,7 @@ pub(super) async fn tell(
         begin,
         steps,
         phases,
+        marks,
         samples,
         host,
     })
@@ -194,6 +207,7 @@ struct Story<'a> {
     pea: bool,
     /// What each instance is to have.
     wish: Wish,
+    begun: &'a Begun,
 }
 
 /// Instances that have finished a phase.
@@ -226,7 +240,7 @@ impl Story<'_> {
         }
 
         let begin = Instant::now();
-        let created = self.phase("create", wanted, |(handle, image): (String, String), made| {
+        let created = self.phase("create", from, wanted, |(handle, image): (String, String), made| {
             let (client, base, wish) = (self.client.clone(), self.image.clone(), self.wish);
             async move {
                 // Recorded first: an interrupted create may still create the container.
@@ -240,7 +254,7 @@ impl Story<'_> {
         let mut phases = vec![phase];
 
         if let Delivery::Stream(code) = self.delivery {
-            let streamed = self.phase("stream_in", instances, |instance: Instance, _| {
+            let streamed = self.phase("stream_in", from, instances, |instance: Instance, _| {
                 let code = code.clone();
                 async move {
                     instance.stream_in(&code).await?;
@@ -252,7 +266,7 @@ impl Story<'_> {
             phases.push(done.phase);
         }
 
-        let started = self.phase("start_app", instances, |instance: Instance, _| async move {
+        let started = self.phase("start_app", from, instances, |instance: Instance, _| async move {
             instance.start().await?;
             Ok(instance)
         });
@@ -261,7 +275,7 @@ impl Story<'_> {
 
         let mut slowest_pea_end = Duration::ZERO;
         if self.pea {
-            let checked = self.phase("pea", instances, |instance: Instance, _| async move {
+            let checked = self.phase("pea", from, instances, |instance: Instance, _| async move {
                 let ended = instance.pea().await?;
                 Ok((instance, ended.ending))
             });
@@ -273,15 +287,22 @@ impl Story<'_> {
         Ok(Scaled { instances, step: Step::new(from, to, begin.elapsed(), phases), slowest_pea_end })
     }
 
-    /// Runs one step for all instances at once. The first failure ends the story.
-    async fn phase<T, U, F, D>(&self, name: &'static str, all: Vec<T>, step: D) -> Result<Done<U>>
+    /// Runs one step for all instances at once; `first` is the number of the first one. The first failure ends the
+    /// story.
+    async fn phase<T, U, F, D>(
+        &self,
+        name: &'static str,
+        first: usize,
+        all: Vec<T>,
+        step: D,
+    ) -> Result<Done<U>>
     where
         D: Fn(T, Made) -> F,
         F: Future<Output = Result<U>> + 'static,
         U: 'static,
     {
         let bar = self.progress.phase(name, all.len());
-        let begin = Instant::now();
+        self.begun.phase(name);
         // On this thread, because a process cannot be awaited from another one. The connections' own work is done by
         // tasks of the client, on all threads.
         let local = LocalSet::new();
@@ -291,24 +312,24 @@ impl Story<'_> {
             let timed = async move {
                 let begin = Instant::now();
                 let done = step.await?;
-                anyhow::Ok((n, done, begin.elapsed()))
+                anyhow::Ok((n, done, Span::since(begin)))
             };
             tasks.spawn_local_on(timed, &local);
         }
         let collect = async {
             let mut done = Vec::new();
             while let Some(ended) = tasks.join_next().await {
-                done.push(ended.context("a step of the story panicked")??);
+                let (n, one, span) = ended.context("a step of the story panicked")??;
+                self.begun.passed(first + n, span);
+                done.push((n, one));
                 bar.step();
             }
             anyhow::Ok(done)
         };
         let mut done = local.run_until(collect).await?;
-        let wall = begin.elapsed();
-        done.sort_by_key(|(n, ..)| *n);
-        let each: Vec<Duration> = done.iter().map(|(_, _, took)| *took).collect();
-        let phase = Phase::new(name, wall, &each);
+        let phase = self.begun.ended().context("the story has not begun")?;
+        done.sort_by_key(|(n, _)| *n);
         bar.finish(&phase);
-        Ok(Done { instances: done.into_iter().map(|(_, one, _)| one).collect(), phase })
+        Ok(Done { instances: done.into_iter().map(|(_, one)| one).collect(), phase })
     }
 }

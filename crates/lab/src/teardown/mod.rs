@@ -15,13 +15,14 @@ mod write;
 use crate::host::{Dirty, Host, written};
 use crate::leftovers::{PREFIX, Record, Records};
 use crate::progress::Progress;
-use crate::report::Phase;
+use crate::report::{Phase, Span};
 use crate::{Interrupted, ground, interruption};
 use anyhow::{Context, Result};
 use options::{Options, Target};
 use report::{Report, Round};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use stop::Stop;
 use tempfile::TempDir;
@@ -29,33 +30,25 @@ use wardian_recorder::{self as recorder, Diagnosis, Recorder, Subject};
 use write::{Writer, trickling};
 
 /// Name of the thread that does everything except parallel unmounts.
-const THREAD: &str = "teardown";
+pub(crate) const THREAD: &str = "teardown";
 
-/// Runs the experiment, and cleans up after it, however it ends. `json` receives the figures, also of a run that
-/// failed or was interrupted, which is marked as such. `yes`: no confirmation is asked for.
+/// Runs the experiment, and cleans up after it, however it ends. `yes`: no confirmation is asked for.
 ///
 /// # Errors
 /// [`Interrupted`] by a signal; or the kernel's.
-pub async fn run(options: Options, json: Option<&Path>, yes: bool) -> Result<Report> {
-    run_told(options, json, yes, &mut |_| ()).await
+pub async fn run(options: Options, yes: bool) -> Result<Report> {
+    let (report, done) = measure(options, yes).await?;
+    done.map(|()| report)
 }
 
-/// Like [`run`]; `tell` is called with the report, also of an experiment that failed or was interrupted.
+/// The same; the report of an experiment that failed or was interrupted, which is marked as such, comes with its error.
 ///
 /// # Errors
-/// As [`run`].
-pub async fn run_told(
-    mut options: Options,
-    json: Option<&Path>,
-    yes: bool,
-    tell: &mut dyn FnMut(&Report),
-) -> Result<Report> {
+/// The experiment could not begin.
+pub async fn measure(mut options: Options, yes: bool) -> Result<(Report, Result<()>)> {
     options.check()?;
     options.fs = std::path::absolute(&options.fs).context("--fs")?;
     options.room(yes)?;
-    let json = json
-        .map(|path| ground::create(path).with_context(|| format!("--json: write {}", path.display())))
-        .transpose()?;
     let signal = interruption().context("listen for signals")?;
     let stop = Stop::default();
     let (answer, answered) = tokio::sync::oneshot::channel();
@@ -74,9 +67,7 @@ pub async fn run_told(
     let (mut report, done) = done.context("the experiment panicked")?;
     report.complete = done.is_ok();
     report.error = done.as_ref().err().map(|error| format!("{error:#}"));
-    tell(&report);
-    let saved = json.as_ref().map_or(Ok(()), |file| report.save(file));
-    done.and(saved).map(|()| report)
+    Ok((report, done))
 }
 
 fn experiment(options: Options, stop: &Stop) -> (Report, Result<()>) {
@@ -147,6 +138,7 @@ impl Ground<'_> {
             let done = self.round(number, number == last, &recorder, &mut report.round);
             let recording = recorder.finish();
             report.round.diagnosis = Diagnosis::of(&recording, &|subject| self.name(subject));
+            report.round.length_ms = recording.length_ms;
             (report.round.samples, report.round.marks) = (recording.samples, recording.marks);
             done?;
         }
@@ -160,7 +152,7 @@ impl Ground<'_> {
             Subject::Task(task) => match task.comm.as_str() {
                 THREAD => Some("the writer".to_owned()),
                 write::TRICKLE => Some("the trickling sync".to_owned()),
-                other => Some(format!("the unmount of mount {}", other.strip_prefix(mounts::THREAD)?)),
+                other => Some(format!("the unmount of mount {}", mount_of(other)?)),
             },
         }
     }
@@ -170,6 +162,7 @@ impl Ground<'_> {
     }
 
     fn round(&mut self, number: usize, last: bool, recorder: &Recorder, round: &mut Round) -> Result<()> {
+        let since = recorder.since();
         let (count, again) = (self.options.mounts, self.options.again.filter(|_| number > 1));
         let mut writer = Writer::new(self.options.source, self.stop)?;
         if self.options.neighbour_mb > 0 {
@@ -187,18 +180,21 @@ impl Ground<'_> {
             for n in 0..count {
                 self.stop.check()?;
                 if self.overlay() {
-                    mounting.push(mounts::mount(n, number, self.options.target == Target::Volatile)?);
+                    let volatile = self.options.target == Target::Volatile;
+                    mounting.push((n, mounts::mount(n, number, volatile)?));
                     self.mounted.push(n);
                 }
-                writing.push(writer.fill(n, &self.options, again)?);
+                writing.push((n, writer.fill(n, &self.options, again)?));
                 bar.step();
             }
             Ok(())
         });
         drop(bar);
         for (name, each) in [("mount", &mounting), ("write", &writing)] {
-            if !each.is_empty() {
-                self.over(Phase::new(name, each.iter().sum(), each), round);
+            // They take turns: a phase is as long as all of its parts.
+            if let [(_, first), ..] = each[..] {
+                let took = each.iter().map(|(_, span)| span.took).sum();
+                self.over(Phase::timed(name, since, Span { begin: first.begin, took }, each), round);
             }
         }
         counted.end(round)?;
@@ -209,7 +205,7 @@ impl Ground<'_> {
             let (counted, begin) = (Counted::begin("age", recorder)?, Instant::now());
             self.progress.say(&format!("the data grows old for {} s", self.options.age_s));
             let slept = self.stop.sleep(Duration::from_secs(self.options.age_s));
-            self.over(Phase::new("age", begin.elapsed(), &[]), round);
+            self.over(Phase::timed("age", since, Span::since(begin), &[]), round);
             counted.end(round)?;
             slept?;
         }
@@ -217,13 +213,23 @@ impl Ground<'_> {
         round.dirty_at_unmount_bytes = Dirty::now()?.dirty_bytes;
         if self.overlay() {
             let counted = Counted::begin("unmount", recorder)?;
-            let bar = self.progress.phase("unmount", count);
-            let unmounted =
-                mounts::unmount(&mut self.mounted, self.options.unmount, self.stop, || bar.step());
+            let (bar, begin) = (self.progress.phase("unmount", count), Instant::now());
+            let done = Mutex::new(Vec::new());
+            let each = |n, span| {
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((n, span));
+                bar.step();
+            };
+            let unmounted = mounts::unmount(&mut self.mounted, self.options.unmount, self.stop, each);
             drop(bar);
             counted.end(round)?;
-            let (each, wall) = unmounted?;
-            self.over(Phase::new("unmount", wall, &each), round);
+            let mut each = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+            each.sort_by_key(|(n, _)| *n);
+            // Of half a phase, what there is.
+            let whole = unmounted.as_ref().map_or_else(|_| Span::since(begin), |whole| *whole);
+            if unmounted.is_ok() || !each.is_empty() {
+                self.over(Phase::timed("unmount", since, whole, &each), round);
+            }
+            unmounted?;
         }
         if last { self.remove(recorder, round) } else { Ok(()) }
     }
@@ -231,17 +237,24 @@ impl Ground<'_> {
     fn remove(&self, recorder: &Recorder, round: &mut Round) -> Result<()> {
         let (counted, begin, mut each) = (Counted::begin("remove", recorder)?, Instant::now(), Vec::new());
         let bar = self.progress.phase("remove", self.options.mounts);
-        for n in 0..self.options.mounts {
-            self.stop.check()?;
-            let begin = Instant::now();
-            std::fs::remove_dir_all(n.to_string())
-                .with_context(|| format!("remove the files of mount {n}"))?;
-            each.push(begin.elapsed());
-            bar.step();
-        }
+        let mut remove = || {
+            for n in 0..self.options.mounts {
+                self.stop.check()?;
+                let begin = Instant::now();
+                std::fs::remove_dir_all(n.to_string())
+                    .with_context(|| format!("remove the files of mount {n}"))?;
+                each.push((n, Span::since(begin)));
+                bar.step();
+            }
+            Ok(())
+        };
+        let removed = remove();
         drop(bar);
-        self.over(Phase::new("remove", begin.elapsed(), &each), round);
-        counted.end(round)
+        if removed.is_ok() || !each.is_empty() {
+            self.over(Phase::timed("remove", recorder.since(), Span::since(begin), &each), round);
+        }
+        counted.end(round)?;
+        removed
     }
 
     fn over(&self, phase: Phase, round: &mut Round) {
@@ -259,6 +272,11 @@ impl Ground<'_> {
         let path = dir.path().to_owned();
         dir.close().with_context(|| format!("remove {}", path.display()))
     }
+}
+
+/// The number of the mount that a thread of this name unmounts.
+pub(crate) fn mount_of(thread: &str) -> Option<usize> {
+    thread.strip_prefix(mounts::THREAD)?.parse().ok()
 }
 
 /// A phase, marked in the recording, and the bytes that this machine writes during it.

@@ -6,13 +6,14 @@
 
 use super::options::Order;
 use super::stop::Stop;
+use crate::report::Span;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use wardian_sys::{mount, namespace, procfs};
 
 /// Prefix of the names of unmounting threads, before the number of the mount: a recorder sees them.
@@ -61,8 +62,8 @@ pub fn prepare(mounts: usize, overlay: bool) -> Result<()> {
     Ok(())
 }
 
-/// Mounts the overlay `n`. Returns how long the system call took.
-pub fn mount(n: usize, round: usize, volatile: bool) -> Result<Duration> {
+/// Mounts the overlay `n`. Returns when the system call began and how long it took.
+pub fn mount(n: usize, round: usize, volatile: bool) -> Result<Span> {
     let work = format!("{n}/work-{round}");
     std::fs::create_dir(&work).with_context(|| format!("make the directory {work}"))?;
     let mut options = format!("lowerdir=lower,upperdir={n}/upper,workdir={work}");
@@ -73,9 +74,9 @@ pub fn mount(n: usize, round: usize, volatile: bool) -> Result<Duration> {
     let begin = Instant::now();
     let mounted =
         rustix::mount::mount("wardian-lab", root(n), "overlay", MountFlags::NODEV, options.as_c_str());
-    let took = begin.elapsed();
+    let span = Span::since(begin);
     match mounted {
-        Ok(()) => Ok(took),
+        Ok(()) => Ok(span),
         Err(error) => {
             let help = match error {
                 Errno::NODEV => "this kernel has no overlay: modprobe overlay",
@@ -93,30 +94,29 @@ pub fn mount(n: usize, round: usize, volatile: bool) -> Result<Duration> {
     }
 }
 
-/// Unmounts the overlays in this order. Returns the duration of each `umount2(2)`, and of all together. Removes those
-/// that are unmounted from `mounted`.
+/// Unmounts the overlays in this order. Reports the span of each `umount2(2)` to `each`, as soon as it has ended.
+/// Returns the span of all together. Removes those that are unmounted from `mounted`.
 pub fn unmount(
     mounted: &mut Vec<usize>,
     order: Order,
     stop: &Stop,
-    each: impl Fn() + Sync,
-) -> Result<(Vec<Duration>, Duration)> {
+    each: impl Fn(usize, Span) + Sync,
+) -> Result<Span> {
     let one = |n: usize| {
         let begin = Instant::now();
         mount::unmount(&root(n)).with_context(|| format!("unmount overlay {n}"))?;
-        let took = begin.elapsed();
-        each();
-        anyhow::Ok(took)
+        each(n, Span::since(begin));
+        anyhow::Ok(())
     };
     stop.check()?;
     if order == Order::Serial {
-        let (begin, mut took) = (Instant::now(), Vec::new());
+        let begin = Instant::now();
         while let Some(n) = mounted.first().copied() {
             stop.check()?;
-            took.push(one(n)?);
+            one(n)?;
             mounted.remove(0);
         }
-        return Ok((took, begin.elapsed()));
+        return Ok(Span::since(begin));
     }
     // All threads are started before the first unmount begins.
     let gate = RwLock::new(());
@@ -125,7 +125,7 @@ pub fn unmount(
         drop(gate.read());
         one(n)
     };
-    let (took, wall) = std::thread::scope(|scope| {
+    let (ended, whole) = std::thread::scope(|scope| {
         let spawn = |n: &usize| {
             let (n, thread) = (*n, std::thread::Builder::new().name(format!("{THREAD}{n}")));
             thread.spawn_scoped(scope, move || unmount(n)).context("start a thread")
@@ -134,9 +134,9 @@ pub fn unmount(
         let begin = Instant::now();
         drop(closed);
         let ended = threads.into_iter().map(|t| t?.join().expect("an unmount does not panic"));
-        (ended.collect::<Vec<Result<Duration>>>(), begin.elapsed())
+        (ended.collect::<Vec<Result<()>>>(), Span::since(begin))
     });
-    let took = took.into_iter().collect::<Result<_>>()?;
+    ended.into_iter().collect::<Result<()>>()?;
     mounted.clear();
-    Ok((took, wall))
+    Ok(whole)
 }

@@ -3,7 +3,6 @@
 use super::options::{Options, Target};
 use crate::host::Host;
 use crate::report::{Phase, bytes, table};
-use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,6 +11,8 @@ use wardian_recorder::{Diagnosis, Mark, Sample};
 /// One round: mounted, written, unmounted, and the last one removed.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Round {
+    /// Duration of its recording.
+    pub length_ms: f64,
     /// The phases, in order: `mount` and `write` (alternating, as in the original script), `age` if the data was to
     /// age, `unmount` unless there is nothing to unmount, and in the last round `remove`.
     pub phases: Vec<Phase>,
@@ -77,10 +78,5 @@ impl Report {
         }
         let _ = write!(out, "{}\n{}", round.diagnosis.text(verbose), table(&round.phases));
         out
-    }
-
-    /// Writes the report as JSON, into an open file.
-    pub fn save(&self, mut to: &std::fs::File) -> Result<()> {
-        serde_json::to_writer_pretty(&mut to, self).context("write the report")
     }
 }

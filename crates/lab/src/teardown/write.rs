@@ -5,6 +5,7 @@ use super::mounts;
 use super::options::{Again, Options, Source};
 use super::stop::Stop;
 use crate::code::MEGABYTE;
+use crate::report::Span;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -39,8 +40,8 @@ impl<'a> Writer<'a> {
         Ok(Self { stop, buffer: vec![0; MEGABYTE], random })
     }
 
-    /// Fills mount `n`. Returns the time from the first open to the last close.
-    pub fn fill(&mut self, n: usize, options: &Options, again: Option<Again>) -> Result<Duration> {
+    /// Fills mount `n`. Returns the span from the first open to the last close.
+    pub fn fill(&mut self, n: usize, options: &Options, again: Option<Again>) -> Result<Span> {
         let begin = Instant::now();
         let (bytes, files) = (options.bytes_each(), options.files as u64);
         if bytes > 0 {
@@ -50,7 +51,7 @@ impl<'a> Writer<'a> {
                 self.write(&mounts::root(n).join(name(file)), length, again)?;
             }
         }
-        Ok(begin.elapsed())
+        Ok(Span::since(begin))
     }
 
     /// Writes the neighbour's data, which belongs to no mount.

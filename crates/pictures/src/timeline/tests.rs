@@ -69,7 +69,7 @@ fn every_row_phase_and_wait_is_there() {
             "write",
             "unmount",
             "waited in the kernel",
-            "Dirty of the host",
+            "Dirty pages of the host",
             "Writeback",
             "others",
             "1.50 s",

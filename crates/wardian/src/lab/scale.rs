@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use std::path::PathBuf;
 use wardian_lab::runs;
-use wardian_lab::scale::{Mode, Options, run_told};
+use wardian_lab::scale::{Mode, Options, Stories, run_into};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -41,9 +41,8 @@ pub struct Args {
     /// Where the temporary store is made; its file system is the one under test [default: /var/tmp]
     #[arg(long, value_name = "DIR", conflicts_with = "addr")]
     root: Option<PathBuf>,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = super::file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    results: super::files::Files,
     #[command(flatten)]
     kept: super::kept::Args,
 }
@@ -76,16 +75,21 @@ impl Args {
             location: self.root,
             program,
         };
+        let (files, mut stories) = (self.results.check()?, Stories(Vec::new()));
         let mut keeper = self.kept.open()?;
-        let told = runtime.block_on(run_told(&options, &mut |told| {
+        let told = runtime.block_on(run_into(&options, &mut stories, &mut |told| {
             keeper.keep(match told.result {
                 Ok(report) => runs::of_scale(report, &options, told.begun),
                 Err(error) => runs::broken(runs::scale_begun(&options, told.kind, told.begun), error),
             });
         }));
-        let stories = keeper.beside(told)?;
-        crate::print::text(&format!("\n{}", stories.table()))?;
-        self.json.map_or(Ok(()), |to| stories.save(&to))?;
+        if told.is_ok() {
+            crate::print::text(&format!("\n{}", stories.table()))?;
+        }
+        // Without a story nothing began that a file could tell of.
+        let written = if stories.0.is_empty() { Ok(()) } else { files.write(&stories) };
+        keeper.beside(told)?;
+        written?;
         keeper.done()
     }
 }

@@ -5,8 +5,8 @@ use clap::ValueEnum;
 use std::path::PathBuf;
 use std::time::SystemTime;
 use wardian_lab::runs;
+use wardian_lab::teardown::measure;
 use wardian_lab::teardown::options::{Again, Options, Order, Source, Target};
-use wardian_lab::teardown::run_told;
 use wardian_lab::teardown::sysctl::Setting;
 
 #[derive(Debug, clap::Args)]
@@ -56,9 +56,8 @@ pub struct Args {
     /// Also who wrote and who waited, the kernel's stacks and settings
     #[arg(long)]
     verbose: bool,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = super::file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    results: super::files::Files,
     /// Do not ask before taking more than a third of the free space
     #[arg(long)]
     yes: bool,
@@ -93,7 +92,7 @@ enum AgainArg {
 impl Args {
     /// Do it and print what it found.
     pub fn run(self, runtime: &tokio::runtime::Runtime) -> Result<()> {
-        let verbose = self.verbose;
+        let (verbose, files) = (self.verbose, self.results.check()?);
         let options = Options {
             mounts: self.mounts,
             mb: self.mb,
@@ -122,11 +121,12 @@ impl Args {
             sysctl: self.sysctl,
         };
         let (mut keeper, begun) = (self.kept.open()?, SystemTime::now());
-        let told = runtime.block_on(run_told(options, self.json.as_deref(), self.yes, &mut |report| {
-            keeper.keep(runs::of_teardown(report, begun));
-        }));
-        let report = keeper.beside(told)?;
+        let (report, done) = runtime.block_on(measure(options, self.yes))?;
+        keeper.keep(runs::of_teardown(&report, begun));
+        let written = files.write(&report);
+        keeper.beside(done)?;
         crate::print::text(&format!("\n{}", crate::print::wrapped(&report.text(verbose))))?;
+        written?;
         keeper.done()
     }
 }

@@ -26,6 +26,7 @@ mod docker_registry;
 mod doctor;
 mod door;
 mod doubts;
+mod drawn;
 mod equipped;
 mod escape;
 mod failpoints;

@@ -62,6 +62,14 @@ impl Place {
         (said.out, report)
     }
 
+    /// A story was cut off. What there is of it, marked as incomplete, is all that is left.
+    fn half(&self) -> Value {
+        let report: Value = serde_json::from_slice(&fs::read(self.report()).unwrap()).unwrap();
+        fs::remove_file(self.report()).unwrap();
+        self.nothing_is_left();
+        report
+    }
+
     fn nothing_is_left(&self) {
         assert_eq!(names(self.base.path()), Vec::<String>::new());
     }
@@ -167,7 +175,12 @@ fn a_story_whose_limit_is_too_small_fails() {
     let args = ["--to", "2", "--code-mb", "3", "--disk", "4M"];
     let said: Said = place.command(&args).output().unwrap().into();
     assert!(said.code == Some(1) && said.err.contains("stream the code into lab-"), "{said:?}");
-    place.nothing_is_left();
+    let report = place.half();
+    let stories = report["stories"].as_array().unwrap();
+    let complete: Vec<_> = stories.iter().map(|story| story["complete"].as_bool().unwrap()).collect();
+    assert_eq!(complete, [true, false]);
+    assert!(stories[1]["error"].as_str().unwrap().contains("stream the code into"), "{report:#}");
+    assert_eq!(phases(&stories[1])[0], ("create", 1));
 }
 
 #[tokio::test]
@@ -256,5 +269,7 @@ fn whoever_interrupts_a_second_story_finds_nothing_left() {
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130), "{rest}");
     assert!(!rest.contains("run 3 of 3"), "{rest}");
-    place.nothing_is_left();
+    // The first story was told, and the second had not begun.
+    let report = place.half();
+    assert_eq!((&report["complete"], &report["run"]), (&true.into(), &1.into()), "{report:#}");
 }

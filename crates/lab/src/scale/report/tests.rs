@@ -20,6 +20,9 @@ fn limited(run: usize, kind: Kind, steps: &[(usize, u64)]) -> Report {
     Report {
         run,
         kind,
+        complete: true,
+        error: None,
+        length_ms: 2_000.0,
         waiting_ms: steps.iter().map(|step| step.waiting_ms).sum(),
         story_ms: steps.iter().map(|step| step.waiting_ms).sum::<f64>() + 100.0,
         slowest_destroy_ms: 3.0 + run as f64,
@@ -36,6 +39,7 @@ fn limited(run: usize, kind: Kind, steps: &[(usize, u64)]) -> Report {
         begin: Some(Step::new(0, 1, Duration::from_millis(250), Vec::new())),
         steps,
         phases,
+        marks: Vec::new(),
         samples: vec![Sample { t_ms: 1.5, dirty_bytes: 1, writeback_bytes: 2 }],
         host: Host::default(),
     }
