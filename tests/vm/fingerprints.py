@@ -22,17 +22,18 @@ class Test:
     def run(self):
         with tempfile.TemporaryDirectory(prefix="wardian-fingerprints.") as work:
             plain = "mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0".split()
-            kinds = [plain, plain + ["-O", "^has_journal"], vm.MKFS["btrfs"], None]
+            kinds = [plain, plain + ["-O", "^has_journal"], vm.MKFS["btrfs"], None, None]
             for n, mkfs in enumerate(kinds):
                 vm.make_disk(f"{work}/{n}", DISK)
                 if mkfs:
                     vm.subprocess.run(mkfs + [f"{work}/{n}"], check=True)
             disks = [{"file": f"{work}/{n}", "cache": "unsafe", "discard": "unmap"} | SLOW for n in range(len(kinds))]
+            disks[4] |= {"throttling.iops-total": 50}
             share = {"/bin/wardian": self.program}
             modules = "ext4 btrfs dm-mod"
             with vm.Guest(self.bundle, disks, share, ["dmsetup", "mkfs.ext4", "fstrim"], modules, MEMORY, cpus=2, deadline=400) as guest:
                 self.guest = guest
-                guest.sh("mkdir /a /b /c /d; mount -t ext4 /dev/vda /a && mount -t ext4 -o discard /dev/vdb /b && mount -t btrfs /dev/vdc /c")
+                guest.sh("mkdir /a /b /c /d /e; mount -t ext4 /dev/vda /a && mount -t ext4 -o discard /dev/vdb /b && mount -t btrfs /dev/vdc /c")
                 for part in self.parts():
                     part()
                 left = guest.sh("ls /sys/kernel/tracing/instances").split()
@@ -85,13 +86,13 @@ class Test:
     def mass_unlink(self):
         """Files that are nowhere in memory: each deletion reads what it has to change."""
         # Small groups of blocks, each with inodes and bitmaps of its own, and a directory in each.
-        self.guest.sh("mkfs.ext4 -q -F -g 1024 -O ^flex_bg,^resize_inode -E lazy_itable_init=0,lazy_journal_init=0 /dev/vdd 200M && mount -t ext4 /dev/vdd /d")
-        self.guest.sh("cd /d; for d in $(seq 50); do mkdir $d; for n in $(seq 5); do echo x > $d/$n; done; done; cd /; umount /d; mount -t ext4 /dev/vdd /d")
+        self.guest.sh("mkfs.ext4 -q -F -g 1024 -O ^flex_bg,^resize_inode -E lazy_itable_init=0,lazy_journal_init=0 /dev/vde 200M && mount -t ext4 /dev/vde /e")
+        self.guest.sh("cd /e; for d in $(seq 50); do mkdir $d; for n in $(seq 3); do echo x > $d/$n; done; done; cd /; umount /e; mount -t ext4 /dev/vde /e")
         try:
-            report, _ = self.record("mass unlink", "/d", "rm -r [0-9]*")
+            report, _ = self.record("mass unlink", "/e", "rm -r [0-9]*")
             self.recognised("mass-unlink", report)
         finally:
-            self.guest.sh("umount /d")
+            self.guest.sh("umount /e")
 
     def slow_discard(self):
         """Without a journal ext4 discards while it deletes, and waits for each piece."""
@@ -123,10 +124,10 @@ class Test:
     def inode_switching(self):
         """Clean inodes of a removed cgroup change hands while their file system is unmounted. That is a matter of milliseconds, so that it is
         tried some times, and told if it was not met."""
-        script = """for n in $(seq 4); do
+        script = """for n in $(seq 12); do
             mkdir /sys/fs/cgroup/gone; mount -t ext4 -o noatime /dev/vdd /d
-            sh -c 'echo $$ > /sys/fs/cgroup/gone/cgroup.procs; for i in $(seq 1000); do echo x > /d/$i; done; sync -f /d'
-            rmdir /sys/fs/cgroup/gone; umount /d; done"""
+            sh -c 'echo $$ > /sys/fs/cgroup/gone/cgroup.procs; for i in $(seq 400); do echo x > /d/$i; done; sync -f /d'
+            rmdir /sys/fs/cgroup/gone; usleep $((n * 8000)); umount /d; done"""
         self.guest.sh("mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/vdd 200M")
         report, diagnosis = self.record("inode switching", "/a", script)
         if any(f["id"] == "cgroup-writeback-wait" for f in diagnosis["fingerprints"]):

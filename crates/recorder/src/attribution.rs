@@ -15,6 +15,8 @@ const GAP_MS: f64 = 1000.0;
 
 /// Limit of remembered requests that no flusher has taken up yet.
 const QUEUED_MAX: usize = 4096;
+/// A system call that took less, in ms, has not waited.
+pub(crate) const SHORT_MS: f64 = 1.0;
 /// How many bursts of discards are searched for the one that a discard continues.
 const DISCARDERS: usize = 64;
 /// Limit of remembered forks.
@@ -64,7 +66,7 @@ pub(crate) struct Attribution {
     pub(crate) discarded: Vec<Written>,
     /// Moments, in ms, at which a thread had returned from what it waited in before: it entered a system call, or ended.
     pub(crate) moments: VecDeque<(u32, f64)>,
-    /// System calls that took at least a millisecond.
+    /// System calls that took at least [`SHORT_MS`], and all unmounts.
     pub(crate) calls: Vec<Call>,
     /// Pairs of parent and child, in the order of the forks.
     children: Vec<(u32, u32)>,
@@ -182,7 +184,8 @@ impl Attribution {
     fn exit(&mut self, pid: u32, comm: String, call: String, end_ms: f64) {
         if let Some((entered, begin_ms)) = self.current.remove(&pid)
             && entered == call
-            && end_ms - begin_ms >= 1.0
+            // An unmount waits after it.
+            && (end_ms - begin_ms >= SHORT_MS || call == "umount")
         {
             let task = Task { pid, comm, syscall: Some(call.clone()) };
             self.calls.push(Call { task, begin_ms, end_ms });
@@ -416,7 +419,8 @@ k-2 [001] ..... 100.5: writeback_written: {work}
             ("vmscan", Cause::MemoryPressure),
             ("foreign_flush", Cause::MemoryPressure),
             ("sync", Cause::Sync),
-            ("fs_free_space", Cause::Unknown),
+            ("fs_free_space", Cause::LittleSpace),
+            ("something_new", Cause::Unknown),
         ] {
             let text = "dd-5 [000] ..... 100.1: writeback_dirty_inode_enqueue: dev 7,2 ino 14 dirtied 1\n"
                 .to_owned()

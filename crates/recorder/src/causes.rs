@@ -20,6 +20,8 @@ pub enum Cause {
     JournalCommit,
     /// Direct I/O (O_DIRECT), which bypasses the page cache.
     Direct,
+    /// The file system is nearly full: ext4 writes what is dirty, to learn how much space it takes (`fs_free_space`).
+    LittleSpace,
     /// Of discards: the file system has freed blocks, because files were deleted or truncated, and is mounted with
     /// `discard`.
     Deletion,
@@ -38,6 +40,7 @@ impl fmt::Display for Cause {
             Self::FlushAtClose => "a flush at close",
             Self::JournalCommit => "a commit of the journal",
             Self::Direct => "direct I/O",
+            Self::LittleSpace => "little free space",
             Self::Deletion => "the deletion of files",
             Self::Trim => "a trim",
             Self::Unknown => "a cause that could not be told",
@@ -135,6 +138,7 @@ pub(crate) fn of_reason(reason: &str) -> Cause {
         "background" | "vmscan" | "try_to_free_pages" | "foreign_flush" => Cause::MemoryPressure,
         "periodic" | "laptop_timer" => Cause::Age,
         "sync" => Cause::Sync,
+        "fs_free_space" => Cause::LittleSpace,
         _ => Cause::Unknown,
     }
 }

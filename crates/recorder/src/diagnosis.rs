@@ -337,6 +337,9 @@ fn advice_for(cause: Cause) -> &'static str {
             "ext4 in its ordered mode writes data with each commit; mount with data=writeback, or a longer commit=, if that is no harm after a crash"
         }
         Cause::Direct => "the writer asked to go past memory (O_DIRECT): its own settings decide",
+        Cause::LittleSpace => {
+            "free space on the file system: ext4 writes early once what is dirty takes a large part of what is free"
+        }
         Cause::Deletion | Cause::Trim => "mount without `discard`, and run fstrim while nobody waits",
         Cause::Unknown => "look at the limits of this diagnosis: more of the kernel's tracing would tell",
     }

@@ -271,9 +271,10 @@ impl Watching {
             } else {
                 self.recording.cost.skipped_looks += 1;
             }
-            if full || tick < TRACE_EVERY || tick.is_multiple_of(TRACE_EVERY) {
+            if full || !self.followed.is_empty() || tick < TRACE_EVERY || tick.is_multiple_of(TRACE_EVERY) {
                 let before = cpu_ms();
                 full = self.read_trace();
+                sampler.went_on(&self.attribution.moments);
                 self.thin(shared.elapsed_ms());
                 self.recording.cost.trace_ms += cpu_ms() - before;
             }
@@ -307,7 +308,8 @@ impl Watching {
             self.recording.watched = self.attribution.family(&sampler.ancestors());
         }
         let waits = sampler.finish(&self.attribution.moments, period_ms);
-        self.recording.waits = waits::merge(waits, &self.attribution.calls, period_ms);
+        let attribution = &self.attribution;
+        self.recording.waits = waits::merge(waits, &attribution.calls, &attribution.moments, period_ms);
         self.recording.discarded = std::mem::take(&mut self.attribution.discarded);
         self.recording.written = std::mem::take(&mut self.attribution.written);
         self.recording.marks = std::mem::take(&mut shared.marks.lock());

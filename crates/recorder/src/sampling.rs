@@ -10,6 +10,9 @@ use std::os::unix::fs::FileExt as _;
 
 /// A wait is over once its thread was not seen in it in this many samples.
 const MISSED_LOOKS: u64 = 3;
+/// The same of an unmount, which is expected to end with a traced event. Between its waits it needs the processor, which
+/// it may have to wait for.
+const MISSED_UNMOUNTING: u64 = 25;
 /// For more processes than `FEW`, new threads and children are searched for only once per this many samples.
 const TREE_EVERY: u64 = 5;
 const FEW: usize = 8;
@@ -24,6 +27,8 @@ struct Open {
     seen_ms: f64,
     /// When its thread was looked at next, and not seen waiting.
     unseen_ms: Option<f64>,
+    /// When its thread was looked at last. Until then the next system call of a thread that unmounts was traced.
+    looked_ms: f64,
     missed: u64,
     samples: u64,
     stacks: HashMap<Vec<String>, u64>,
@@ -69,9 +74,12 @@ impl Sampler {
         self.threads = threads;
         for open in self.open.values_mut().filter(|open| open.seen_ms < t_ms) {
             open.unseen_ms.get_or_insert(t_ms);
+            open.looked_ms = t_ms;
             open.missed += 1;
         }
-        self.over.extend(self.open.extract_if(|_, open| open.missed >= MISSED_LOOKS).map(|(_, open)| open));
+        let is_over =
+            |open: &Open| open.missed >= if open.unmounts() { MISSED_UNMOUNTING } else { MISSED_LOOKS };
+        self.over.extend(self.open.extract_if(|_, open| is_over(open)).map(|(_, open)| open));
     }
 
     /// Updates the lists of processes and threads.
@@ -130,6 +138,7 @@ impl Sampler {
             begin_ms: t_ms,
             seen_ms: t_ms,
             unseen_ms: None,
+            looked_ms: t_ms,
             missed: 0,
             samples: 0,
             stacks: HashMap::new(),
@@ -139,10 +148,22 @@ impl Sampler {
         *open.stacks.entry(stack).or_default() += 1;
     }
 
+    /// Ends the unmounts whose threads went on (`moments`, in their order).
+    pub(crate) fn went_on(&mut self, moments: &VecDeque<(u32, f64)>) {
+        let Some(first) = self.open.values().map(|open| open.seen_ms).reduce(f64::min) else { return };
+        for (tid, t_ms) in moments.iter().rev().take_while(|(_, t_ms)| *t_ms > first) {
+            if self.open.get(tid).is_some_and(|open| open.unmounts() && *t_ms > open.seen_ms)
+                && let Some(mut open) = self.open.remove(tid)
+            {
+                open.looked_ms = open.looked_ms.max(*t_ms);
+                self.over.push(open);
+            }
+        }
+    }
+
     /// The threads that unmount: they have returned from the call, and wait in task work.
     pub(crate) fn unmounting(&self) -> BTreeSet<u32> {
-        let unmounts = |open: &Open| open.stacks.keys().any(|stack| stack.iter().any(|f| f == "cleanup_mnt"));
-        self.open.iter().filter(|(_, open)| unmounts(open)).map(|(tid, _)| *tid).collect()
+        self.open.iter().filter(|(_, open)| open.unmounts()).map(|(tid, _)| *tid).collect()
     }
 
     /// Whether this thread is, or was, watched.
@@ -176,12 +197,17 @@ impl Sampler {
 }
 
 impl Open {
+    fn unmounts(&self) -> bool {
+        self.stacks.keys().any(|stack| stack.iter().any(|function| function == "cleanup_mnt"))
+    }
+
     /// Makes a wait of the samples. It began half a period, on average, before the first one. It ended when its thread
     /// went on between the last one and that in which the thread was not seen waiting, or, if that is not known, midway.
     fn done(self, moments: &[f64], period_ms: f64) -> Wait {
         let begin_ms = (self.begin_ms - period_ms / 2.0).max(0.0);
         let unseen_ms = self.unseen_ms.unwrap_or(self.seen_ms + period_ms);
-        let went_on = moments.iter().copied().find(|t_ms| *t_ms > self.seen_ms && *t_ms <= unseen_ms);
+        let until = if self.unmounts() { self.looked_ms.max(unseen_ms) } else { unseen_ms };
+        let went_on = moments.iter().copied().find(|t_ms| *t_ms > self.seen_ms && *t_ms <= until);
         let end_ms = went_on.unwrap_or(f64::midpoint(self.seen_ms, unseen_ms));
         let stack = self.stacks.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default().0;
         Wait {
@@ -223,16 +249,17 @@ fn numbers(dir: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    fn seen(sampler: &mut Sampler, t_ms: f64) {
+    fn seen(sampler: &mut Sampler, function: &str, t_ms: f64) {
         sampler.open.entry(7).or_insert_with(|| Open {
             pid: 7,
             task: Task { pid: 7, comm: "x".into(), syscall: None },
             begin_ms: t_ms,
             seen_ms: t_ms,
             unseen_ms: None,
+            looked_ms: t_ms,
             missed: 0,
             samples: 0,
-            stacks: HashMap::from([(vec!["cleanup_mnt".to_owned()], 1)]),
+            stacks: HashMap::from([(vec![function.to_owned()], 1)]),
         });
         if let Some(open) = sampler.open.get_mut(&7) {
             (open.seen_ms, open.unseen_ms, open.missed) = (t_ms, None, 0);
@@ -241,30 +268,40 @@ mod tests {
     }
 
     /// Begin and duration of what was seen at 100, 120 and 600 ms, when the thread went on at these moments.
-    fn waited(moments: &[f64]) -> Vec<(f64, f64)> {
+    fn waited(function: &str, moments: &[f64], told: bool) -> Vec<(f64, f64)> {
         // There is no such process: nobody is found to look at.
         let mut sampler = Sampler::new(Watch::Tree(u32::MAX), 0);
         for t_ms in [100.0, 120.0] {
-            seen(&mut sampler, t_ms);
+            seen(&mut sampler, function, t_ms);
             sampler.look(t_ms);
         }
         // The looks between were skipped, so that nothing is known of an end.
-        seen(&mut sampler, 600.0);
-        assert_eq!(sampler.unmounting(), BTreeSet::from([7]));
-        for t_ms in [640.0, 660.0, 680.0, 700.0] {
-            sampler.look(t_ms);
+        seen(&mut sampler, function, 600.0);
+        let unmounts = function == "cleanup_mnt";
+        assert_eq!(sampler.unmounting().contains(&7), unmounts);
+        [640.0, 660.0].into_iter().for_each(|t_ms| sampler.look(t_ms));
+        assert_eq!(sampler.unmounting().contains(&7), unmounts);
+        let moments: VecDeque<(u32, f64)> =
+            [(8, 601.0)].into_iter().chain(moments.iter().map(|t_ms| (7, *t_ms))).collect();
+        if told {
+            sampler.went_on(&moments);
+            assert!(sampler.unmounting().is_empty());
         }
+        (0..30).for_each(|n| sampler.look(680.0 + 20.0 * f64::from(n)));
         assert!(sampler.unmounting().is_empty());
-        let moments = moments.iter().map(|t_ms| (7, *t_ms)).chain([(8, 601.0)]).collect();
         sampler.finish(&moments, 20.0).iter().map(|wait| (wait.begin_ms, wait.ms)).collect()
     }
 
     #[test]
     fn a_wait_ends_when_its_thread_goes_on() {
-        assert_eq!(waited(&[50.0, 617.5, 630.0]), [(90.0, 527.5)]);
-        // It may have gone on later; then it is not known what the wait was.
-        for moments in [&[][..], &[99.0, 700.0]] {
-            assert_eq!(waited(moments), [(90.0, 530.0)]);
+        for function in ["cleanup_mnt", "fsync"] {
+            assert_eq!(waited(function, &[50.0, 617.5, 630.0], function == "cleanup_mnt"), [(90.0, 527.5)]);
+            assert_eq!(waited(function, &[99.0], false), [(90.0, 530.0)]);
         }
+        // An unmount that waits for the processor goes on later; of another wait nothing is known then.
+        for told in [true, false] {
+            assert_eq!(waited("cleanup_mnt", &[99.0, 700.0], told), [(90.0, 610.0)]);
+        }
+        assert_eq!(waited("fsync", &[99.0, 700.0], false), [(90.0, 530.0)]);
     }
 }
