@@ -164,7 +164,7 @@ async fn the_next_server_knows_the_last_hour() {
     // The create of a living container is in its record.
     let (made, known) =
         (client.history("lives").await.unwrap().create.unwrap(), before[1].create.clone().unwrap());
-    assert_eq!((&made.id, &made.steps, made.began), (&known.id, &known.steps, known.began));
+    assert_eq!((&made.id, &made.steps, made.began_ms), (&known.id, &known.steps, known.began_ms));
     assert_eq!(message(client.history("other").await), "unknown handle: other");
     assert!(!journal.join("1.jsonl").exists());
     server.create("stays").await;
