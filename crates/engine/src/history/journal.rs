@@ -125,6 +125,7 @@ impl Files {
                 drop(files.dir.remove(name(number)));
                 continue;
             }
+            files.dir.close_to_others(name(number));
             let bytes = text.len() as u64;
             total += bytes;
             files.known.push((number, bytes));

@@ -168,6 +168,10 @@ impl Cli {
     }
 
     pub(super) async fn clear(self) -> Result<()> {
+        if let Some(mut server) = self.server {
+            // A pid namespace does not end before each of its processes is reaped, and this one is a child of the lab.
+            let _ = server.kill().await;
+        }
         self.place.clear().await
     }
 }

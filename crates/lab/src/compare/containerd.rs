@@ -158,7 +158,9 @@ impl Containerd {
         self.say("container rm", &[name], Stdio::null()).await.map(drop)
     }
 
-    pub(super) async fn clear(self) -> Result<()> {
+    pub(super) async fn clear(mut self) -> Result<()> {
+        // A pid namespace does not end before each of its processes is reaped, and this one is a child of the lab.
+        let _ = self.server.kill().await;
         self.place.clear().await
     }
 }
