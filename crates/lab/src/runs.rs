@@ -34,7 +34,6 @@ pub fn machine(host: &Host) -> Machine {
         mount_options: host.mount_options.clone(),
         cgroups: host.cgroups.to_owned(),
         load: host.load,
-        ..Machine::default()
     }
 }
 

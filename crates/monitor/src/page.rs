@@ -206,7 +206,7 @@ impl Page {
         let mut known = None;
         loop {
             self.hub.heard().await;
-            let version = self.read(|runs| runs.version()).await;
+            let version = self.read(super::runs::Runs::version).await;
             if known.as_ref().is_some_and(|known| *known != version) {
                 self.hub.runs_changed();
             }

@@ -134,7 +134,7 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
         );
     }
     canvas.path("wp-grid", &d);
-    canvas.append(rows);
+    canvas.append(&rows);
     y += 22.0;
     if of.entries.len() > entries.len() {
         y += 14.0;

@@ -123,7 +123,7 @@ fn round(label: &str) -> String {
 /// Three digits, without zeros at the end of the fraction of small whole numbers.
 fn digits(value: f64) -> String {
     match value {
-        v if v == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         v if v >= 1e6 => format!("{v:.2e}"),
         v if v >= 99.95 => format!("{v:.0}"),
         v if v >= 9.995 => format!("{v:.1}"),

@@ -50,7 +50,7 @@ impl Canvas {
     }
 
     /// Adds the elements of another picture.
-    pub(crate) fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: &Self) {
         self.body.push_str(&other.body);
     }
 

@@ -97,7 +97,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The last character boundary at or before this byte.
-fn boundary(text: &str, at: usize) -> usize {
+pub fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 

@@ -85,7 +85,7 @@ pub fn write(runs: &[Run], to: &mut dyn Write) -> Result<()> {
 fn optional(text: Option<&str>) -> String {
     match text {
         None => String::new(),
-        Some(text) if text.is_empty() => EMPTY.to_owned(),
+        Some("") => EMPTY.to_owned(),
         Some(text) => text.to_owned(),
     }
 }
@@ -219,7 +219,6 @@ fn run(cells: &BTreeMap<&str, &str>) -> std::result::Result<Run, String> {
             mount_options: cell("mount_options").to_owned(),
             cgroups: cell("cgroups").to_owned(),
             load: number("load", cell("load"))?,
-            ..Machine::default()
         },
         headline: cell("headline").to_owned(),
         figures,

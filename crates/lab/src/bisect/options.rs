@@ -163,7 +163,8 @@ pub(super) mod tests {
         };
         check(&|_| {}).unwrap();
         check(&|given| given.jobs = 2).unwrap();
-        let bad: [(&dyn Fn(&mut Options), &str); 12] = [
+        type Change<'a> = &'a dyn Fn(&mut Options);
+        let bad: [(Change<'_>, &str); 12] = [
             (&|given| given.kernels.clear(), "--kernels"),
             (&|given| given.kernels = vec!["6.1".into(); 2], "twice"),
             (&|given| given.kernels.truncate(1), "two kernels"),

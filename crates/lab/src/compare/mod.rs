@@ -171,7 +171,7 @@ async fn rounds(
                     return ended.cleared.and(Err(error));
                 }
                 Err(error) => {
-                    let silent = error.chain().any(|cause| cause.is::<Silent>());
+                    let silent = error.chain().any(<dyn std::error::Error>::is::<Silent>);
                     progress.say(&format!("{} failed: {error:#}", found.name));
                     report.fail(&found.name, series, round, &error, silent);
                 }

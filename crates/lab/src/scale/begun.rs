@@ -13,6 +13,9 @@ use wardian_recorder::Mark;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Begun(Arc<Mutex<Option<State>>>);
 
+/// A phase that is on: its name, its begin, and the instances that have passed it.
+type Current = (&'static str, Instant, Vec<(usize, Span)>);
+
 #[derive(Debug)]
 struct State {
     since: Instant,
@@ -23,8 +26,8 @@ struct State {
     steps: Vec<Step>,
     /// Phases that have ended of a step that has not.
     phases: Vec<Phase>,
-    /// The phase that is on: its name, its begin, and the instances that have passed it.
-    current: Option<(&'static str, Instant, Vec<(usize, Span)>)>,
+    /// The phase that is on.
+    current: Option<Current>,
 }
 
 impl Begun {

@@ -20,7 +20,7 @@ pub(super) fn clip(text: &str) -> String {
     if text.len() <= TEXT {
         return text.to_owned();
     }
-    let end = text.floor_char_boundary(TEXT);
+    let end = wardian_sys::text::boundary(text, TEXT);
     format!("{}…", &text[..end])
 }
 

@@ -336,7 +336,7 @@ impl Live for Crowd {
                     id: format!("{at:032x}"),
                     handle: format!("app-{at}"),
                     state: "running".into(),
-                    memory: 8_000_000 + if (at + look) % 3 == 0 { look * 1000 } else { 0 },
+                    memory: 8_000_000 + if (at + look).is_multiple_of(3) { look * 1000 } else { 0 },
                     memory_limit: 64 << 20,
                     ..Row::default()
                 };
