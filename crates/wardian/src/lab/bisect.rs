@@ -110,7 +110,11 @@ impl Args {
             // What the guest's program would refuse is refused before anything boots: it is the same program.
             let parser =
                 super::teardown::Args::augment_args(clap::Command::new("teardown").no_binary_name(true));
-            parser.try_get_matches_from(words).map_err(|error| anyhow::anyhow!("{}", error.render()))?;
+            parser.try_get_matches_from(words).map_err(|error| {
+                let text = error.render().to_string();
+                let first = text.lines().next().unwrap_or_default();
+                anyhow::anyhow!("teardown: {}", first.strip_prefix("error: ").unwrap_or(first))
+            })?;
         }
         let figure = self.figure.unwrap_or_else(|| experiment.headline().to_owned());
         let bound =
