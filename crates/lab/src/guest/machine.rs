@@ -11,8 +11,7 @@ const PACKAGE: &str = "qemu-system-x86";
 /// Parameters of every kernel. `panic=-1` reboots at once after a panic, and QEMU ends instead (`-no-reboot`).
 /// Mitigations would cost time that differs between kernels. The kernel's check of its timer counts ticks during a short
 /// delay; on a busy host without KVM too few arrive, and it panics ("IO-APIC + timer doesn't work").
-const PARAMETERS: &str =
-    "console=ttyS0 loglevel=6 panic=-1 oops=panic mitigations=off no_timer_check random.trust_cpu=on rdinit=/init";
+const PARAMETERS: &str = "console=ttyS0 loglevel=6 panic=-1 oops=panic mitigations=off no_timer_check random.trust_cpu=on rdinit=/init";
 
 /// How QEMU executes a guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
