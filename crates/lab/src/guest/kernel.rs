@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(kernel().await.unwrap().modules, Some(modules));
         // Random bytes are no image.
         std::fs::write(dir.join("vmlinuz"), [0x5a; 100_000]).unwrap();
-        assert!(name.settle(&[], &[]).unwrap_err().to_string().contains("HdrS"));
+        assert!(name.clone().settle(&[], &[]).unwrap_err().to_string().contains("HdrS"));
         std::fs::remove_dir_all(dir.join("arch")).unwrap();
         std::fs::remove_file(dir.join("vmlinuz")).unwrap();
         for version in ["1", "2"] {
