@@ -23,6 +23,8 @@ const DISCARDERS: usize = 64;
 const CHILDREN_MAX: usize = 1 << 20;
 /// Limit of remembered moments at which a thread went on.
 const MOMENTS_MAX: usize = 1 << 16;
+/// Limit of remembered names of threads that have ended.
+const NAMES_MAX: usize = 1 << 16;
 /// Limit of inodes whose writer is remembered.
 const DIRTIED_MAX: usize = 200_000;
 
@@ -41,7 +43,7 @@ struct Asker {
 }
 
 /// The writeback work that a flusher is processing.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Round {
     reason: String,
     asker: Option<Asker>,
@@ -73,6 +75,10 @@ pub(crate) struct Attribution {
     /// By thread: events whose stack may still follow.
     waiting: HashMap<u32, Waiting>,
     rounds: HashMap<u32, Round>,
+    /// Other workers submit what a flusher writes, also after its round: the file system has checksums (btrfs).
+    workers: bool,
+    /// When the last round ended, and what it was.
+    last_round: Option<(f64, Round)>,
     queued: VecDeque<(Work, Asker)>,
     /// By thread: the system call that it is in.
     current: HashMap<u32, (String, f64)>,
@@ -83,6 +89,8 @@ pub(crate) struct Attribution {
     bursts: HashMap<u32, usize>,
     /// By cause, tasks and evidence: the last burst.
     kinds: HashMap<(Cause, u32, u32, String), usize>,
+    /// By thread: its last name.
+    names: HashMap<u32, String>,
     /// By burst: bytes since writes were last traced again.
     recent: HashMap<usize, u64>,
     /// All bytes that were traced.
@@ -90,9 +98,10 @@ pub(crate) struct Attribution {
 }
 
 impl Attribution {
-    /// An attribution for a recording that begins at this second of the trace's clock.
-    pub(crate) fn since(start: f64) -> Self {
-        Self { start, ..Self::default() }
+    /// An attribution for a recording that begins at this second of the trace's clock. `workers`: other workers submit
+    /// what a flusher writes.
+    pub(crate) fn since(start: f64, workers: bool) -> Self {
+        Self { start, workers, ..Self::default() }
     }
 
     pub(crate) fn feed(&mut self, event: Event) {
@@ -123,6 +132,7 @@ impl Attribution {
             What::End => {
                 if let Some(round) = self.rounds.get_mut(&pid) {
                     round.active = false;
+                    self.last_round = Some((t_ms, round.clone()));
                 }
             }
             What::Inode { ino, pages } => self.inode(pid, ino, pages),
@@ -138,8 +148,11 @@ impl Attribution {
                 }
             }
             What::Next => self.goes_on(pid, t_ms),
-            What::Dies => {
+            What::Dies { comm } => {
                 self.goes_on(pid, t_ms);
+                if self.names.len() < NAMES_MAX {
+                    self.names.insert(pid, comm);
+                }
                 self.current.remove(&pid);
                 self.last.remove(&pid);
             }
@@ -170,6 +183,16 @@ impl Attribution {
         for (pid, (call, begin_ms)) in std::mem::take(&mut self.current) {
             let task = Task { pid, comm: String::new(), syscall: Some(call) };
             self.calls.push(Call { task, begin_ms, end_ms });
+        }
+        let name = |task: &mut Task| {
+            if let Some(name) = self.names.get(&task.pid) {
+                task.comm.clone_from(name);
+            }
+        };
+        self.calls.iter_mut().for_each(|call| name(&mut call.task));
+        for burst in self.written.iter_mut().chain(&mut self.discarded) {
+            let tasks = burst.asked_by.iter_mut().chain(burst.dirtied_by.values_mut());
+            tasks.chain([&mut burst.by]).for_each(name);
         }
     }
 
@@ -312,10 +335,11 @@ impl Attribution {
             return self.discard(t_ms, pid, comm, bytes, stack);
         }
         let round = self.rounds.get(&pid).filter(|round| round.active);
-        // A file system with checksums (btrfs) has other workers submit what a flusher writes.
         let round = round.or_else(|| {
-            let worker = comm.starts_with("kworker/") && stack.is_empty();
-            worker.then(|| self.rounds.values().find(|round| round.active)).flatten()
+            let worker = self.workers && comm.starts_with("kworker/") && stack.is_empty();
+            let last = self.last_round.as_ref().filter(|(end_ms, _)| t_ms - end_ms <= GAP_MS);
+            let any = || self.rounds.values().find(|round| round.active).or(last.map(|(_, round)| round));
+            worker.then(any).flatten()
         });
         let by = self.task(pid, comm, &stack);
         let (cause, how, asker) = if let Some((cause, function)) = causes::of_stack(&stack) {
@@ -388,7 +412,7 @@ mod tests {
 
     fn written(text: &str) -> Vec<Written> {
         let mut parser = Parser::default();
-        let mut attribution = Attribution::since(100.0);
+        let mut attribution = Attribution::since(100.0, false);
         for event in parser.feed(text).into_iter().chain(parser.finish()) {
             attribution.feed(event);
         }
@@ -438,6 +462,22 @@ k-2 [001] ..... 100.5: writeback_written: {work}
     fn after_its_round_a_worker_does_something_else() {
         let text = round("sync") + "k-2 [001] ..... 100.6: block_bio_queue: 7,2 W 8 + 16 [k]\n";
         assert_eq!(written(&text).iter().map(|w| w.cause).collect::<Vec<_>>(), [Cause::Sync, Cause::Unknown]);
+    }
+
+    #[test]
+    fn other_workers_may_submit_what_a_flusher_writes() {
+        let worker =
+            |time: f64| format!("kworker/u8:1-9 [001] ..... {time}: block_bio_queue: 7,2 W 8 + 16 [k]\n");
+        let text = round("sync").replace("k-2", "kworker/u8:0-2") + &worker(100.7) + &worker(105.0);
+        let causes = |workers: bool| {
+            let mut parser = Parser::default();
+            let mut attribution = Attribution::since(100.0, workers);
+            parser.feed(&text).into_iter().for_each(|event| attribution.feed(event));
+            attribution.finish(9000.0);
+            attribution.written.iter().map(|w| (w.by.pid, w.cause)).collect::<Vec<_>>()
+        };
+        assert_eq!(causes(true), [(2, Cause::Sync), (9, Cause::Sync), (9, Cause::Unknown)]);
+        assert_eq!(causes(false), [(2, Cause::Sync), (9, Cause::Unknown), (9, Cause::Unknown)]);
     }
 
     #[test]
@@ -520,7 +560,7 @@ jbd2/loop2-8-9 [001] ..... 100.3: <stack trace>
  => jbd2_journal_commit_transaction
 ";
         let mut parser = Parser::default();
-        let mut attribution = Attribution::since(100.0);
+        let mut attribution = Attribution::since(100.0, false);
         for event in parser.feed(text) {
             attribution.feed(event);
         }
@@ -541,7 +581,7 @@ jbd2/loop2-8-9 [001] ..... 100.3: <stack trace>
             format!("jbd2/a-{pid} [001] ..... {time}: block_bio_queue: 7,2 W 8 + {sectors} [a]\n")
         };
         let mut parser = Parser::default();
-        let mut attribution = Attribution::since(100.0);
+        let mut attribution = Attribution::since(100.0, false);
         let mut feed = |attribution: &mut Attribution, text: String| {
             parser.feed(&text).into_iter().for_each(|event| attribution.feed(event));
             attribution.settle_all();
@@ -556,6 +596,21 @@ jbd2/loop2-8-9 [001] ..... 100.3: <stack trace>
             (burst.bytes, burst.end_ms.round())
         };
         assert_eq!((bytes(1), bytes(2), bytes(3)), ((3672, 500.0), (1224, 500.0), (512_000, 100.0)));
+    }
+
+    #[test]
+    fn a_thread_is_called_by_its_last_name() {
+        let text = "sh-5 [000] ..... 100.1: writeback_dirty_inode_enqueue: dev 7,2 ino 14 dirtied 1\n"
+            .to_owned()
+            + &round("sync")
+            + "sh-5 [000] ..... 100.6: block_bio_queue: 7,2 W 8 + 16 [sh]\n"
+            + "sh-5 [000] ..... 100.7: sched_process_exit: comm=dd pid=5 prio=120\n";
+        let written = written(&text);
+        assert_eq!(written[0].dirtied_by[&14].comm, "dd");
+        assert_eq!(
+            (written[1].by.comm.as_str(), written[1].asked_by.as_ref().unwrap().comm.as_str()),
+            ("dd", "dd")
+        );
     }
 
     #[test]

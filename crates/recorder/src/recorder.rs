@@ -147,7 +147,7 @@ impl Recorder {
         });
         let watching = Watching {
             // The trace uses the same clock.
-            attribution: Attribution::since(monotonic()),
+            attribution: Attribution::since(monotonic(), target.fs_type == "btrfs"),
             parser: Parser::default(),
             instance,
             host: Host::open(&target, sources),

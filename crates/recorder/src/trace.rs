@@ -34,8 +34,9 @@ pub(crate) enum What {
     Exit(String),
     /// The thread has entered any system call: what it did before is over.
     Next,
-    /// The thread ends.
-    Dies,
+    /// The thread ends. Its name is read from the event: the tracer knows an earlier one, if the thread has executed a
+    /// program since the last switch to it.
+    Dies { comm: String },
     /// A kernel stack, innermost function first.
     Stack(Vec<String>),
 }
@@ -159,7 +160,9 @@ fn fields_of(name: &str, fields: &str) -> Option<What> {
             // `comm=sh pid=7 child_comm=sh child_pid=8`; a comm may contain anything.
             What::Fork { child: fields.rsplit_once(" child_pid=")?.1.trim().parse().ok()? }
         }
-        "sched_process_exit" => What::Dies,
+        "sched_process_exit" => {
+            What::Dies { comm: fields.strip_prefix("comm=")?.rsplit_once(" pid=")?.0.to_owned() }
+        }
         "block_bio_queue" => {
             // `7,2 WFS 2 + 2 [mount]`: device, flags, first sector, sectors of 512 bytes
             let mut words = fields.split(' ');
@@ -192,7 +195,10 @@ mod tests {
     fn a_thread_goes_on_or_ends() {
         let what = |rest: &str| event(&format!("    a-7    [001] ..... 1.5: {rest}")).map(|event| event.what);
         assert_eq!(what("sys_enter: NR 166 (7f0, 2, 0, 0, 0, 0)"), Some(What::Next));
-        assert_eq!(what("sched_process_exit: comm=a pid=7 prio=120 group_dead=true"), Some(What::Dies));
+        assert_eq!(
+            what("sched_process_exit: comm=a pid=7 b pid=7 prio=120"),
+            Some(What::Dies { comm: "a pid=7 b".into() })
+        );
         assert_eq!(what("sys_umount(name: 7f0, flags: 2)"), Some(What::Enter("umount".into())));
     }
 

@@ -65,8 +65,9 @@ impl Journal {
 
     /// Has an operation written. Nobody waits: of too many at a time some are lost to the next server.
     pub(super) fn write(&self, operation: Operation) {
-        let queue = self.queue.lock();
-        if let Some(Err(TrySendError::Full(lost))) = queue.as_ref().map(|queue| queue.try_send(operation)) {
+        if let Some(queue) = &*self.queue.lock()
+            && let Err(TrySendError::Full(lost)) = queue.try_send(operation)
+        {
             tracing::debug!(handle = lost.handle, id = lost.id, "history.not-kept");
         }
     }

@@ -149,14 +149,17 @@ impl Timeline {
 
     /// Returns the operation as it was until now.
     pub fn operation(&self, kind: Kind, handle: &str, id: &str, error: Option<String>) -> Operation {
+        let steps = self.steps.lock().clone();
+        // A phase that somebody else has measured may have begun a moment before the operation.
+        let ms = steps.iter().map(|step| step.begin_ms + step.ms).fold(self.ms(), f64::max);
         Operation {
             kind,
             handle: handle.to_owned(),
             id: id.to_owned(),
             process: None,
             began: self.began.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
-            ms: self.ms(),
-            steps: self.steps.lock().clone(),
+            ms,
+            steps,
             error: error.map(|error| clip(&error, ERROR).into_owned()),
             diagnosis: None,
         }
