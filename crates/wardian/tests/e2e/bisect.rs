@@ -119,6 +119,8 @@ fn image(path: &Path) {
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x206..0x208].copy_from_slice(&0x20c_u16.to_le_bytes());
+    // Where an initrd may end: without it QEMU refuses the image.
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
     fs::write(path, image).unwrap();
 }
 
