@@ -45,13 +45,18 @@ pub fn of_teardown(report: &teardown::report::Report) -> Timeline {
             name: if n == 0 { mark.name.clone() } else { format!("again: {}", mark.name) },
         }));
         for wait in &round.diagnosis.waited {
-            let (begin_ms, end_ms) = (wait.begin_ms + offset, wait.begin_ms + wait.ms + offset);
-            let row = match teardown::mount_of(&wait.task.comm) {
-                Some(mount) => Some(rows.name(mount)),
-                None if wait.task.comm == teardown::THREAD => rows.busy(begin_ms, end_ms),
-                None => None,
+            let mut told = waited(wait, offset, None, on(wait, &round.diagnosis, &named));
+            let mount = match teardown::mount_of(&wait.task.comm) {
+                None if wait.task.comm == teardown::THREAD => rows.busy(&told),
+                mount => mount,
             };
-            timeline.waits.push(waited(wait, offset, row, on(wait, &round.diagnosis, &named)));
+            told.row = mount.map(|mount| rows.name(mount));
+            if let Some(bar) = mount.and_then(|mount| rows.unmount(mount, offset))
+                && matches!(wait.task.syscall.as_deref(), Some("umount" | "task_work"))
+            {
+                within(&mut told, bar);
+            }
+            timeline.waits.push(told);
         }
         offset += round.length_ms;
     }
@@ -117,12 +122,18 @@ impl Rows {
         }
     }
 
-    /// The row that was in a phase for the largest part of this time, if that is at least half of it.
-    fn busy(&self, begin: f64, end: f64) -> Option<String> {
-        let overlap = |bar: &Bar| (end.min(bar.begin_ms + bar.ms) - begin.max(bar.begin_ms)).max(0.0);
+    /// The row that was in a phase for the largest part of a wait, if that is at least half of it.
+    fn busy(&self, wait: &Wait) -> Option<usize> {
+        let end = wait.begin_ms + wait.ms;
+        let overlap = |bar: &Bar| (end.min(bar.begin_ms + bar.ms) - wait.begin_ms.max(bar.begin_ms)).max(0.0);
         let busy = self.rows.iter().map(|(n, bars)| (*n, bars.iter().map(overlap).sum::<f64>()));
         let (number, time) = busy.max_by(|a, b| a.1.total_cmp(&b.1))?;
-        (time > 0.0 && time * 2.0 >= end - begin).then(|| self.name(number))
+        (time > 0.0 && time * 2.0 >= wait.ms).then_some(number)
+    }
+
+    /// The unmount of a mount in the round that begins then.
+    fn unmount(&self, number: usize, round: f64) -> Option<&Bar> {
+        self.rows.get(&number)?.iter().find(|bar| bar.phase == "unmount" && bar.begin_ms >= round)
     }
 
     fn finish(self) -> Vec<Row> {
@@ -141,6 +152,13 @@ fn at(sample: &wardian_recorder::Sample, offset: f64) -> Sample {
         dirty_bytes: sample.dirty_bytes,
         writeback_bytes: sample.writeback_bytes,
     }
+}
+
+/// Moves a wait into the call that it is a part of: a recorder may have seen a thread late, the clock of the experiment
+/// is exact.
+fn within(wait: &mut Wait, call: &Bar) {
+    wait.ms = wait.ms.min(call.ms);
+    wait.begin_ms = wait.begin_ms.min(call.begin_ms + call.ms - wait.ms).max(call.begin_ms);
 }
 
 fn waited(wait: &wardian_recorder::Wait, offset: f64, row: Option<String>, on: Option<String>) -> Wait {
@@ -264,14 +282,17 @@ mod tests {
             let wait = timeline.waits.iter().find(|w| w.who.starts_with(who) && w.begin_ms == at).unwrap();
             (wait.row.as_deref(), wait.on.as_deref())
         };
+        // The recorder saw the unmount of mount 1 before its call began, for longer than it lasted.
+        let of_one = timeline.waits.iter().find(|wait| wait.row.as_deref() == Some("mount 1")).unwrap();
+        assert_eq!((of_one.begin_ms, of_one.ms), (400.0, 5.0));
         let sync = Some("a sync, asked for by the unmount of mount 1");
-        assert_eq!(of("unmount-1", 110.0), (Some("mount 1"), sync));
+        assert_eq!(of("unmount-1", 400.0), (Some("mount 1"), sync));
         assert_eq!(of("unmount-0", 610.0), (Some("mount 0"), sync));
         // A lock has nothing to do with a write; a time with no phase belongs to no mount.
         assert_eq!(of("teardown", 120.0), (Some("mount 0"), None));
         assert_eq!(of("teardown", 460.0), (None, None));
         assert_eq!(of("jbd2", 110.0), (None, sync));
-        assert_eq!(timeline.waits[0].place, "umount in wb_wait_for_completion");
+        assert_eq!(of_one.place, "umount in wb_wait_for_completion");
     }
 
     #[test]

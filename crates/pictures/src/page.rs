@@ -57,7 +57,7 @@ pub enum Part {
     Picture(Drawn),
 }
 
-/// A table. Cells that look like numbers stand right.
+/// A table. Columns of numbers stand right.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
     /// Names of the columns.
@@ -179,23 +179,21 @@ fn put(out: &mut String, part: &Part) {
 }
 
 fn put_table(out: &mut String, table: &Table) {
+    let numeric: Vec<bool> = (0..CELLS_MAX).map(|column| is_numeric(table, column)).collect();
+    let class = |column: usize| if numeric[column] { " class=\"n\"" } else { "" };
     out.push_str("<div class=\"table\"><table>\n");
     if !table.head.is_empty() {
         out.push_str("<thead><tr>");
         for (n, cell) in table.head.iter().take(CELLS_MAX).enumerate() {
-            // A column is named as its values stand.
-            let numbers = table.rows.first().and_then(|row| row.get(n)).is_some_and(|cell| is_number(cell));
-            let class = if numbers { " class=\"n\"" } else { "" };
-            let _ = write!(out, "<th scope=\"col\"{class}>{}</th>", text::name(cell));
+            let _ = write!(out, "<th scope=\"col\"{}>{}</th>", class(n), text::name(cell));
         }
         out.push_str("</tr></thead>\n");
     }
     out.push_str("<tbody>\n");
     for row in table.rows.iter().take(ROWS_MAX) {
         out.push_str("<tr>");
-        for cell in row.iter().take(CELLS_MAX) {
-            let class = if is_number(cell) { " class=\"n\"" } else { "" };
-            let _ = write!(out, "<td{class}>{}</td>", text::name(cell));
+        for (n, cell) in row.iter().take(CELLS_MAX).enumerate() {
+            let _ = write!(out, "<td{}>{}</td>", class(n), text::name(cell));
         }
         out.push_str("</tr>\n");
     }
@@ -205,10 +203,15 @@ fn put_table(out: &mut String, table: &Table) {
     }
 }
 
-/// Whether a cell is a number, maybe with a unit, or a mark that there is none.
-fn is_number(cell: &str) -> bool {
-    let cell = cell.trim_start_matches(['-', '+', '×', '≤', '≥', '<', ' ']);
-    cell == "–" || cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit()) && cell.len() <= 40
+/// Whether a column has numbers, maybe with units, and nothing else but marks that there is none.
+fn is_numeric(table: &Table, column: usize) -> bool {
+    let cells = || table.rows.iter().take(ROWS_MAX).filter_map(|row| row.get(column)).map(String::as_str);
+    let none = |cell: &str| cell.is_empty() || cell == "–";
+    let number = |cell: &str| {
+        let cell = cell.trim_start_matches(['-', '+', '×', '≤', '≥', '<', ' ']);
+        cell.starts_with(|c: char| c.is_ascii_digit()) && cell.len() <= 40
+    };
+    cells().all(|cell| none(cell) || number(cell)) && cells().any(number)
 }
 
 /// The page around the pictures. It takes over their colours.
@@ -231,7 +234,7 @@ header{margin:0 0 22px}
 section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:20px 22px;margin:0 0 18px}
 section p{margin:0 0 12px;max-width:76ch;overflow-wrap:anywhere}
 figure{margin:0}
-figure+figure,p+figure,figure+p,.table+figure,figure+.table,.table+p{margin-top:14px}
+figure+figure,p+figure,figure+p,.table+figure,.table+.table,figure+.table,.table+p{margin-top:14px}
 .narrow{display:none}
 .table{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:14px}

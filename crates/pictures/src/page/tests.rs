@@ -4,8 +4,10 @@ use wardian_history::Timeline;
 fn report() -> Page {
     let evil = "</script><script>alert(1)</script><!-- \u{2028}";
     let data = serde_json::json!({ "name": evil, "n": 1.5, "list": [evil, "&amp;"] }).to_string();
-    let table =
-        Table { head: vec!["who".into(), "ms".into()], rows: vec![vec![evil.into(), "1.5".into()]; 2] };
+    let table = Table {
+        head: vec!["who".into(), "ms".into()],
+        rows: vec![vec![evil.into(), "1.5 ms".into()], vec!["5 evil".into(), "–".into()]],
+    };
     let picture = Part::picture(|look| crate::timeline(&Timeline::default(), &look.clone().titled(evil)));
     Page {
         title: evil.into(),
@@ -61,8 +63,11 @@ fn everything_is_there() {
     assert!(html.contains("wardian &#39;it&#39;\\&#39;&#39;s&#39;"), "{html}");
     assert!(html.contains("class=\"wide\"") && html.contains("class=\"narrow\""));
     assert!(
-        html.contains("<td class=\"n\">1.5</td>") && html.contains("<th scope=\"col\" class=\"n\">ms</th>")
+        html.contains("<td class=\"n\">1.5 ms</td>")
+            && html.contains("<th scope=\"col\" class=\"n\">ms</th>")
     );
+    // A column is one or the other as a whole.
+    assert!(html.contains("<td>5 evil</td>") && html.contains("<td class=\"n\">–</td>"));
     let plain = page(&Page::default());
     assert!(!plain.contains("<strong>Incomplete") && !plain.contains("Again"));
 }
