@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(of("teardown", 120.0), (Some("mount 0"), None));
         assert_eq!(of("teardown", 460.0), (None, None));
         assert_eq!(of("jbd2", 110.0), (None, sync));
-        assert_eq!(timeline.waits[0].place, "umount in wb_wait_for_completion");
+        assert_eq!(of_one.place, "umount in wb_wait_for_completion");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Draws runs of the lab over time: JSON lines of runs (`wardian_history::Run`) on standard input, SVG on standard
-//! output. `docs/lab/story.svg` is drawn in this way:
+//! output, a line for each mode.
 //!
 //! ```console
-//! $ cargo run -p wardian-pictures --example story -- 'Waiting for 1 → 10 instances' < docs/lab/story.jsonl > docs/lab/story.svg
+//! $ cargo run -p wardian-pictures --example story -- 'Waiting for 1 → 10 instances' < runs.jsonl > story.svg
 //! ```
 
 use std::collections::BTreeMap;
