@@ -19,8 +19,10 @@ use wardian_sys::directory::Directory;
 
 /// The directory of all files, in the store's.
 pub const OUTPUT: &str = "output";
-/// Part of the file system that is left free: nothing is written while less is.
+/// Nothing is written while less than this part of the file system is free, …
 const RESERVE: u64 = 20;
+/// … unless so many bytes are.
+const ENOUGH: u64 = 1 << 30;
 /// The end of the year 9999, after which there is no RFC 3339, since 1970.
 const LATEST: Duration = Duration::from_secs(253_402_300_799);
 /// Mode of the files.
@@ -39,15 +41,18 @@ pub struct Files {
 impl Files {
     /// Files in this store's directory. Those of containers that are not in `living` are removed on a thread of their own.
     pub fn open(root: &Path, bytes: u64, living: &[&str]) -> Self {
-        let (place, living) = (root.join(OUTPUT), living.iter().map(ToString::to_string).collect::<Vec<_>>());
-        std::thread::spawn(move || {
-            let Ok(dir) = Directory::open(&place) else { return };
-            for name in dir.names().unwrap_or_default() {
-                if !living.iter().any(|id| name == **id) && dir.remove(&name).is_err() {
-                    tracing::warn!(name = %name.display(), "output.left");
+        // Listed now: later there are those of new containers.
+        if let Ok(dir) = Directory::open(&root.join(OUTPUT)) {
+            let mut names = dir.names().unwrap_or_default();
+            names.retain(|name| !living.iter().any(|id| name == *id));
+            std::thread::spawn(move || {
+                for name in names {
+                    if dir.remove(&name).is_err() {
+                        tracing::warn!(name = %name.display(), "output.left");
+                    }
                 }
-            }
-        });
+            });
+        }
         Self { root: root.to_owned(), bytes }
     }
 
@@ -192,7 +197,8 @@ impl Rotated {
             (file, length) = (opened(dir, &self.name, OFlags::APPEND)?, 0);
         }
         let fs = fstatvfs(&file)?;
-        let has_room = fs.f_bavail > fs.f_blocks / RESERVE;
+        let enough = (fs.f_blocks / RESERVE).min(ENOUGH / fs.f_frsize.max(1));
+        let has_room = fs.f_bavail > enough;
         match has_room.then(|| file.write_all(&lines)) {
             Some(Ok(())) => self.missing = 0,
             Some(Err(error)) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
