@@ -140,10 +140,13 @@ async fn the_newest_output_is_kept_and_the_rest_told() {
     server.finish().await;
 }
 
-/// Text of the lines of a CRI log, without their times.
+/// Text of the lines of a CRI log, without their times, in alphabetical order.
 fn lines(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+    let mut lines: Vec<_> = text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
+    // The two streams are two pipes.
+    lines.sort();
+    lines
 }
 
 /// What is kept is also written to files, beyond a kill of the server, as long as the container lives.
@@ -164,14 +167,14 @@ async fn output_goes_to_files() {
         }
         panic!("{:?} instead of {expected:?}", lines(&path));
     };
-    until(&["stdout F one", "stderr F two"]).await;
+    until(&["stderr F two", "stdout F one"]).await;
     server.kill9();
     server.restart().await;
     let mut typing =
         command(&server, &["attach", "-i", "h"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     writeln!(typing.stdin.as_ref().unwrap(), "go").unwrap();
     typing.wait().unwrap();
-    until(&["stdout F one", "stderr F two", "stdout P three"]).await;
+    until(&["stderr F two", "stdout F one", "stdout P three"]).await;
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     // Of a process whose output is not kept there is no file.

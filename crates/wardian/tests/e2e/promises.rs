@@ -69,6 +69,7 @@ async fn output_that_cannot_be_written_is_a_failure_of_every_command() {
         (1, &["volume", "rm", "v"]),
         (1, &["info"]),
         (1, &["version", "--json"]),
+        (1, &["monitor", "--listen", "127.0.0.1:0"]),
         (1, &["why", "h"]),
         (1, &["why", "--json", "h"]),
         (1, &["stop", "--kill", "s"]),
