@@ -68,7 +68,7 @@ pub(crate) fn fit(text: &str, size: f64, most: f64) -> Cow<'_, str> {
     if width(text, size) <= most {
         return text.into();
     }
-    let (mut fits, mut used) = (0, size * ADVANCE);
+    let (mut fits, mut used) = (0, width("…", size));
     for c in text.chars() {
         used += width(c.encode_utf8(&mut [0; 4]), size);
         if used > most {
