@@ -34,7 +34,7 @@ pub(super) struct Cli {
 
 impl Cli {
     pub(super) async fn start(kind: Kind, place: Place) -> Result<Self> {
-        let at = |name: &str| place.path(name);
+        let (at, live) = (|name: &str| place.path(name), |name: &str| place.live(name));
         let group = format!("/{}", place.group);
         let (mut first, mut running) = (Vec::new(), words("--network none"));
         running.extend(["--cgroup-parent".to_owned(), group]);
@@ -42,7 +42,7 @@ impl Cli {
         match kind {
             Kind::Podman { .. } => {
                 for (flag, value) in
-                    [("--root", at("root")), ("--runroot", at("run")), ("--tmpdir", at("tmp"))]
+                    [("--root", at("root")), ("--runroot", live("run")), ("--tmpdir", live("tmp"))]
                 {
                     first.extend([flag.to_owned(), value]);
                 }
@@ -56,7 +56,7 @@ impl Cli {
                 }
             }
             Kind::Docker => {
-                let socket = format!("unix://{}", at("docker.sock"));
+                let socket = format!("unix://{}", live("docker.sock"));
                 let mut serve = words(
                     "--bridge none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false",
                 );
@@ -64,7 +64,7 @@ impl Cli {
                 for (flag, value) in [
                     ("--host", socket.clone()),
                     ("--data-root", at("root")),
-                    ("--exec-root", at("exec")),
+                    ("--exec-root", live("exec")),
                     ("--pidfile", at("pid")),
                     ("--config-file", at("none.json")),
                 ] {
@@ -90,7 +90,7 @@ impl Cli {
                 let last = log.lines().last().unwrap_or_default();
                 bail!("dockerd ended ({status}): {}", wardian_sys::text::tame(last));
             }
-            if Path::new(&self.place.path("docker.sock")).exists() {
+            if self.place.seen(&self.place.live("docker.sock")).exists() {
                 let mut ping = self.first.clone();
                 ping.extend(words("version --format x"));
                 if self.place.run("docker", &ping, Stdio::null(), &[]).await.is_ok() {
@@ -168,6 +168,10 @@ impl Cli {
     }
 
     pub(super) async fn clear(self) -> Result<()> {
+        if let Some(mut server) = self.server {
+            // A pid namespace does not end before each of its processes is reaped, and this one is a child of the lab.
+            let _ = server.kill().await;
+        }
         self.place.clear().await
     }
 }

@@ -38,9 +38,9 @@ impl Containerd {
         let settings = format!(
             "version = 2\nroot = {}\nstate = {}\ndisabled_plugins = {}\n[grpc]\naddress = {}\n",
             json!(at("root")),
-            json!(at("state")),
+            json!(place.live("state")),
             json!(UNUSED),
-            json!(at("sock"))
+            json!(place.live("sock"))
         );
         std::fs::write(at("config.toml"), settings).context("write containerd's settings")?;
         std::fs::create_dir(at("pids")).context("make a directory")?;
@@ -59,7 +59,7 @@ impl Containerd {
                 let last = log.lines().last().unwrap_or_default();
                 bail!("containerd ended ({status}): {}", wardian_sys::text::tame(last));
             }
-            if Path::new(&self.place.path("sock")).exists()
+            if self.place.seen(&self.place.live("sock")).exists()
                 && self.say("version", &[], Stdio::null()).await.is_ok()
             {
                 return Ok(());
@@ -73,7 +73,7 @@ impl Containerd {
     }
 
     async fn say_to(&self, line: &str, more: &[&str], input: Stdio, also: &[i32]) -> Result<Vec<u8>> {
-        let mut all = vec!["--address".to_owned(), self.place.path("sock")];
+        let mut all = vec!["--address".to_owned(), self.place.live("sock")];
         all.extend(words(line));
         all.extend(more.iter().map(|word| (*word).to_owned()));
         Ok(self.place.run("ctr", &all, input, also).await?.out)
@@ -158,7 +158,9 @@ impl Containerd {
         self.say("container rm", &[name], Stdio::null()).await.map(drop)
     }
 
-    pub(super) async fn clear(self) -> Result<()> {
+    pub(super) async fn clear(mut self) -> Result<()> {
+        // A pid namespace does not end before each of its processes is reaped, and this one is a child of the lab.
+        let _ = self.server.kill().await;
         self.place.clear().await
     }
 }

@@ -5,7 +5,7 @@ use super::hold::Hold;
 use super::run::{Said, command, run};
 use crate::cgroups::{groups, remove_group};
 use anyhow::{Context as _, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -34,6 +34,17 @@ impl Place {
 
     pub(super) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
+    }
+
+    /// Path of a socket or of live state inside: in the covered /run, a tmpfs, where engines have theirs without being
+    /// told. Paths below the experiment's directory can be too long for sockets, and podman refuses more than 50 bytes.
+    pub(super) fn live(&self, name: &str) -> String {
+        format!("/run/wardian-lab/{name}")
+    }
+
+    /// The same, as the lab sees it from outside.
+    pub(super) fn seen(&self, live: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{live}", self.hold.init()))
     }
 
     pub(super) fn dir(&self) -> &Path {
