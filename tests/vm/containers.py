@@ -97,7 +97,8 @@ def survival(lab):
     lab.serve()
     assert lab.inside("cat /proc/1/comm") == "garden-init"
     lab.wardian("stop --kill c")
-    assert "stopped" in lab.wardian("ps")
+    said = lab.wardian("ps -a")
+    assert "stopped" in said or "exited" in said, said
     lab.wardian("rm c")
     lab.wardian("run --name c -d /share/busybox.tar -- sleep 100000")
     lab.sh("kill -9 $(pidof wardian)")
