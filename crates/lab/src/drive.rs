@@ -266,6 +266,13 @@ pub(crate) fn reading_of(sample: &Sample) -> String {
     format!("cd {APP} && sha256sum {} && cat health && ls | grep {SCRIBBLED}; true", sample.file)
 }
 
+/// Checks the answer that a health check in a container has printed.
+pub(crate) fn check_health(name: &str, answer: &[u8]) -> Result<()> {
+    let said = String::from_utf8_lossy(answer);
+    ensure!(said == HEALTHY, "the health check of {name} got {said:?}");
+    Ok(())
+}
+
 /// Checks what was read back in a container: a file of the code, and that nobody has changed the directory.
 pub(crate) fn check_reading(Sample { file, digest }: &Sample, name: &str, found: &[u8]) -> Result<()> {
     let found = String::from_utf8_lossy(found);

@@ -45,11 +45,7 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
     let (pad, narrow) = (look.padding(), look.is_narrow());
     let entries = &of.entries[..of.entries.len().min(ENTRIES_MAX)];
     let mut canvas = Canvas::default();
-    let mut y = pad;
-    if let Some(title) = look.title() {
-        canvas.text(pad, y + 14.0, "wp-head", &text::fit(title, 15.0, look.width() - 2.0 * pad));
-        y += 30.0;
-    }
+    let mut y = canvas.head(look);
     // In a narrow picture the name is above its bar.
     let names = entries.iter().map(|entry| text::width(&entry.name, 12.0)).fold(0.0, f64::max);
     let left = if narrow { pad } else { pad + names.clamp(60.0, 220.0) + 12.0 };

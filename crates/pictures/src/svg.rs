@@ -49,6 +49,14 @@ impl Canvas {
         }
     }
 
+    /// Writes the title, if there is to be one. Returns where the rest begins.
+    pub(crate) fn head(&mut self, look: &Look) -> f64 {
+        let pad = look.padding();
+        let Some(title) = look.title() else { return pad };
+        self.text(pad, pad + 14.0, "wp-head", &text::fit(title, 15.0, look.width() - 2.0 * pad));
+        pad + 28.0
+    }
+
     /// Adds the elements of another picture.
     pub(crate) fn append(&mut self, other: &Self) {
         self.body.push_str(&other.body);
@@ -130,12 +138,7 @@ pub(crate) fn legend(canvas: &mut Canvas, keys: &[Key], x: f64, y: f64, right: f
 /// A picture that only says why it is empty.
 pub(crate) fn empty(look: &Look, title: &str, why: &str) -> String {
     let mut canvas = Canvas::default();
-    let mut y = look.padding();
-    if let Some(title) = look.title() {
-        let shown = text::fit(title, 15.0, look.width() - 2.0 * look.padding());
-        canvas.text(look.padding(), y + 14.0, "wp-head", &shown);
-        y += 28.0;
-    }
+    let y = canvas.head(look);
     let (w, h) = (look.width() - 2.0 * look.padding(), 96.0);
     canvas.put(format_args!(
         "<rect class=\"wp-axis\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"6\" stroke-dasharray=\"4 4\"/>",

@@ -126,12 +126,7 @@ impl<'a> Picture<'a> {
 
     fn draw(mut self, title: &str) -> String {
         let (look, pad) = (self.look, self.look.padding());
-        let mut y = pad;
-        if let Some(title) = look.title() {
-            let shown = text::fit(title, 15.0, look.width() - 2.0 * pad);
-            self.canvas.text(pad, y + 14.0, "wp-head", &shown);
-            y += 28.0;
-        }
+        let mut y = self.canvas.head(look);
         // The same picture in another width may be on the same page, hidden: nothing may refer to its pattern.
         let first = self.of.rows.first().map(|row| &row.bars);
         let hatch = self.canvas.id(&format!("{} {:?} {first:?}", look.width(), self.length));

@@ -3,10 +3,10 @@
 use super::goods::{BASE, FULL, Goods};
 use super::place::Place;
 use super::run::command;
-use crate::code::{APP, HEALTHY, Sample};
-use crate::drive::{check_reading, health_check, reading_of};
+use crate::code::{APP, Sample};
+use crate::drive::{check_health, check_reading, health_check, reading_of};
 use crate::image::{HOME, USER};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use rustix::thread::{CapabilitySet, capabilities};
 use std::path::Path;
 use std::process::Stdio;
@@ -144,13 +144,7 @@ impl Cli {
         // All but the network that a container has of its own.
         more.extend(self.running.iter().skip(2).map(String::as_str));
         more.extend([BASE, "/bin/sh", "-c", &ask]);
-        let answer = self.say("run --rm", &more, Stdio::null()).await?;
-        ensure!(
-            answer == HEALTHY.as_bytes(),
-            "the health check of {name} got {:?}",
-            String::from_utf8_lossy(&answer)
-        );
-        Ok(())
+        check_health(name, &self.say("run --rm", &more, Stdio::null()).await?)
     }
 
     pub(super) async fn verify(&self, name: &str, sample: &Sample) -> Result<()> {

@@ -4,10 +4,10 @@ use super::cli::words;
 use super::goods::{BASE, FULL, Goods};
 use super::place::Place;
 use super::run::command;
-use crate::code::{APP, HEALTHY, Sample};
-use crate::drive::{check_reading, health_check, reading_of};
+use crate::code::{APP, Sample};
+use crate::drive::{check_health, check_reading, health_check, reading_of};
 use crate::image::{HOME, USER_ID};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use std::path::Path;
 use std::process::Stdio;
@@ -133,13 +133,7 @@ impl Containerd {
             "-c",
             &ask,
         ];
-        let answer = self.say("run --rm", &more, Stdio::null()).await?;
-        ensure!(
-            answer == HEALTHY.as_bytes(),
-            "the health check of {name} got {:?}",
-            String::from_utf8_lossy(&answer)
-        );
-        Ok(())
+        check_health(name, &self.say("run --rm", &more, Stdio::null()).await?)
     }
 
     pub(super) async fn verify(&self, name: &str, sample: &Sample) -> Result<()> {
