@@ -96,6 +96,12 @@ pub struct Sample {
     pub writeback_bytes: u64,
 }
 
+impl From<&Sample> for wardian_history::Sample {
+    fn from(of: &Sample) -> Self {
+        Self { t_ms: of.t_ms, dirty_bytes: of.dirty_bytes, writeback_bytes: of.writeback_bytes }
+    }
+}
+
 /// Samples the dirty pages every 50 ms, in a thread of its own, until it is dropped or finished.
 #[derive(Debug)]
 pub struct Sampler {

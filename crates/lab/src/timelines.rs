@@ -18,15 +18,10 @@ pub fn of_scale(report: &scale::Report) -> Timeline {
     let mut rows = Rows::new("instance");
     let begin = report.begin.iter().flat_map(|step| &step.phases);
     begin.chain(&report.phases).for_each(|phase| rows.add(phase, 0.0));
-    let sample = |s: &crate::host::Sample| Sample {
-        t_ms: s.t_ms,
-        dirty_bytes: s.dirty_bytes,
-        writeback_bytes: s.writeback_bytes,
-    };
     Timeline {
         length_ms: report.length_ms,
         rows: rows.finish(),
-        samples: report.samples.iter().map(sample).collect(),
+        samples: report.samples.iter().map(Sample::from).collect(),
         marks: report.marks.iter().map(|mark| Mark { t_ms: mark.t_ms, name: mark.name.clone() }).collect(),
         waits: Vec::new(),
     }

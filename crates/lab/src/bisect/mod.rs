@@ -5,13 +5,13 @@
 
 pub mod experiment;
 mod figures;
-mod history;
 pub mod options;
 pub mod report;
+mod runs;
 mod search;
 
 pub use figures::parse_bound;
-pub use history::runs;
+pub use runs::runs;
 pub use search::{Side, Verdict};
 
 use crate::guest::kernel::{Name, cached};

@@ -3,6 +3,7 @@
 use super::options::command;
 use super::report::Report;
 use super::turn::Turn;
+use crate::runs::machine;
 use std::collections::BTreeMap;
 use wardian_history::{Bar, Machine, Mark, Row, Run, Sample, Timeline};
 
@@ -31,7 +32,6 @@ fn run(report: &Report, turn: &Turn) -> Run {
     figures.insert("slowest_destroy_ms".to_owned(), turn.slowest_destroy_ms);
     figures.insert("dirty_at_destroy_bytes".to_owned(), turn.dirty_at_destroy_bytes as f64);
     figures.insert("written_bytes".to_owned(), turn.written_bytes as f64);
-    let host = &report.host;
     Run {
         id: 0,
         begun_ms: turn.begun_ms,
@@ -41,16 +41,7 @@ fn run(report: &Report, turn: &Turn) -> Run {
         version: engine.map(|found| found.version.clone()).unwrap_or_default(),
         revision: None,
         parameters,
-        machine: Machine {
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            kernel: host.kernel.clone(),
-            cpus: host.cpus as u64,
-            memory_bytes: host.memory_bytes,
-            filesystem: host.filesystem.clone(),
-            mount_options: host.mount_options.clone(),
-            cgroups: host.cgroups.to_owned(),
-            load: turn.load,
-        },
+        machine: Machine { load: turn.load, ..machine(&report.host) },
         headline: if turn.waiting_ms.is_some() { "waiting_ms" } else { "slowest_destroy_ms" }.to_owned(),
         figures,
         complete: true,
@@ -79,15 +70,7 @@ fn timeline(turn: &Turn) -> Timeline {
         }
     }
     let ends = rows.iter().flat_map(|row| &row.bars).map(|bar| bar.begin_ms + bar.ms);
-    let samples: Vec<Sample> = turn
-        .samples
-        .iter()
-        .map(|sample| Sample {
-            t_ms: sample.t_ms,
-            dirty_bytes: sample.dirty_bytes,
-            writeback_bytes: sample.writeback_bytes,
-        })
-        .collect();
+    let samples: Vec<Sample> = turn.samples.iter().map(Sample::from).collect();
     let length_ms = ends.chain(samples.last().map(|sample| sample.t_ms)).fold(0.0, f64::max);
     Timeline { length_ms, rows, samples, marks, waits: Vec::new() }
 }

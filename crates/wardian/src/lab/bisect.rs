@@ -5,7 +5,7 @@ use clap::{Args as _, ValueEnum};
 use std::path::{Path, PathBuf};
 use wardian_lab::bisect::experiment::Experiment;
 use wardian_lab::bisect::options::Options;
-use wardian_lab::bisect::{list, parse_bound, run};
+use wardian_lab::bisect::{list, parse_bound, run, runs};
 use wardian_lab::guest::USUAL_CACHE;
 use wardian_lab::guest::disk::{Filesystem, parse_bytes};
 use wardian_lab::guest::machine::Acceleration;
@@ -67,6 +67,8 @@ pub struct Args {
     /// Write the figures there
     #[arg(long, value_name = "FILE", value_parser = super::file())]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    kept: super::kept::Args,
     /// Print the kernels that apt offers, and do nothing else
     #[arg(long, exclusive = true)]
     list: bool,
@@ -98,10 +100,13 @@ impl Args {
         if self.list {
             return crate::print::text(&runtime.block_on(list(&self.cache))?);
         }
-        let json = self.json.clone();
+        let (json, kept) = (self.json.clone(), self.kept.clone());
         let options = self.options().map_err(crate::exit::mistake)?;
+        let mut keeper = kept.open()?;
         let report = runtime.block_on(run(options, program, json.as_deref()))?;
-        crate::print::text(&format!("\n{}", crate::print::wrapped(&report.table())))
+        runs(&report).into_iter().for_each(|run| keeper.keep(run));
+        crate::print::text(&format!("\n{}", crate::print::wrapped(&report.table())))?;
+        keeper.done()
     }
 
     fn options(self) -> Result<Options> {

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use wardian_lab::compare::{Engine, FEWEST, Options, Series, run};
+use wardian_lab::compare::{Engine, FEWEST, Options, Series, run, runs};
 
 /// Compare engines on this host: an app that is scaled, and containers that are destroyed with dirty data
 ///
@@ -54,6 +54,8 @@ pub struct Args {
     /// Write the figures there
     #[arg(long, value_name = "FILE", value_parser = super::file())]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    kept: super::kept::Args,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,8 +111,11 @@ impl Args {
             fs: self.fs,
             program,
         };
+        let mut keeper = self.kept.open()?;
         let report = runtime.block_on(run(options, self.json.as_deref()))?;
+        runs(&report).into_iter().for_each(|run| keeper.keep(run));
         crate::print::text(&format!("\n{}", report.text()))?;
+        keeper.done()?;
         Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
