@@ -17,7 +17,7 @@ Container {
     image: String,
     /// The id of its image.
     image_id: String,
-    /// `creating`, `active`, `stopped`, `broken` or `destroying`.
+    /// `creating`, `active`, `paused`, `stopped`, `broken` or `destroying`.
     state: String,
     /// Why it is broken.
     #[serde(skip_serializing_if = "zero")] reason: String,
@@ -40,6 +40,19 @@ Container {
     /// Its properties.
     properties: BTreeMap<String, String>,
 });
+
+impl Container {
+    /// Returns its state in one word for people, who ask what runs in it: `running`, `exited` and `idle` are three kinds
+    /// of `active`.
+    pub fn state_word(&self) -> &str {
+        match (self.state.as_str(), &self.main) {
+            ("active", _) if self.running > 0 => "running",
+            ("active" | "stopped", Some(main)) if main.exit_status.is_some() => "exited",
+            ("active", _) => "idle",
+            (other, _) => other,
+        }
+    }
+}
 
 wire!(/// A process.
 ProcessState {

@@ -2,7 +2,7 @@
 
 use super::format::{self, Format};
 use super::spec::pair;
-use super::status::{STATES, state, status};
+use super::status::{STATES, status};
 use super::{Server, block_on, network};
 use crate::exit::mistake;
 use crate::print;
@@ -88,7 +88,7 @@ impl Filters {
             let has = |value: &String| match key.as_str() {
                 "name" => container.handle.contains(value.as_str()),
                 "id" => container.id.starts_with(value.as_str()),
-                "status" => state(container) == value,
+                "status" => container.state_word() == value,
                 "exited" => {
                     let exited = container.main.as_ref().and_then(|main| main.exit_status);
                     exited.is_some_and(|status| status.to_string() == *value)
@@ -123,7 +123,7 @@ fn value(container: &Container) -> Value {
         "id": container.id,
         "image": container.image,
         "image_id": container.image_id,
-        "state": state(container),
+        "state": container.state_word(),
         "status": status(container),
         "reason": some(&container.reason),
         "created_ms": Some(container.created_ms).filter(|ms| *ms > 0),
@@ -149,7 +149,7 @@ fn row(container: &Container, whole: bool) -> Value {
         "Image": container.image,
         "Command": command(container, whole),
         "RunningFor": created(container),
-        "State": state(container),
+        "State": container.state_word(),
         "Status": status(container),
         "Ports": network::summary(&container.ports),
         "Labels": labels.join(","),

@@ -3,25 +3,15 @@
 use crate::print;
 use wardian_garden::wire::{Container, ProcessState};
 
-/// The states of containers.
+/// The states of containers, as [`Container::state_word`] has them.
 pub const STATES: [&str; 8] =
     ["running", "exited", "idle", "stopped", "paused", "broken", "creating", "destroying"];
-
-/// Returns the state of a container in one word, for filters.
-pub fn state(container: &Container) -> &str {
-    match (container.state.as_str(), &container.main) {
-        ("active", _) if container.running > 0 => "running",
-        ("active" | "stopped", Some(main)) if main.exit_status.is_some() => "exited",
-        ("active", _) => "idle",
-        (other, _) => other,
-    }
-}
 
 /// Returns the state of a container with its times: what runs in it, or how that has ended.
 pub fn status(container: &Container) -> String {
     let main = container.main.as_ref();
     let ended = main.filter(|main| main.exit_status.is_some()).map(exited);
-    match (state(container), ended) {
+    match (container.state_word(), ended) {
         ("running", None) => {
             let up = main.map_or_else(|| "up".to_owned(), up);
             let others = container.running.saturating_sub(1);
