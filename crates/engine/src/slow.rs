@@ -20,8 +20,9 @@ const TRIM: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Records this operation if it becomes slow, until the returned sender is dropped. `process`: of the pea that ends. The recording covers
-    /// the threads of `keeper` and its descendants; for `None`, those of this server.
+    /// Records this operation if it becomes slow, until the returned sender is dropped. `process` is that of the pea
+    /// which ends, if one does. The recording covers the threads of `keeper` and its descendants; for `None`, those of
+    /// this server.
     pub(crate) fn look_if_slow(
         &self,
         kind: Kind,

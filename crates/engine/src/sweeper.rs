@@ -229,8 +229,9 @@ pub fn sweep(shared: &Shared, id: &str) {
         tracing::warn!(id, "destroy.processes-left");
     }
     shared.records.clear(id);
-    shared.output_files.remove(id);
     shared.remove_cgroup_later(id.to_owned());
+    // Last: it may wait for the disk.
+    shared.output_files.remove(id);
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ pub struct Step {
 /// One create, one destroy, or one end of a pea.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Whether this is a create or a destroy.
+    /// What was done.
     pub kind: Kind,
     /// The container's handle.
     pub handle: String,

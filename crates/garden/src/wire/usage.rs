@@ -9,8 +9,8 @@ Usage {
     handle: String,
     /// Its id.
     id: String,
-    /// Nanoseconds since it was made.
-    age: i64,
+    /// Milliseconds since it was made.
+    age_ms: f64,
     /// Bytes of memory that count towards the limit.
     memory_bytes: u64,
     /// The limit of memory in bytes.
@@ -21,7 +21,7 @@ Usage {
     /// Bytes under writeback (`file_writeback`, v1 `total_writeback`).
     writeback_bytes: Option<u64>,
     /// Nanoseconds of processor time.
-    cpu: u64,
+    cpu_ns: u64,
     /// CPU shares.
     #[serde(skip_serializing_if = "zero")] cpu_shares: u64,
     /// Processes and threads.

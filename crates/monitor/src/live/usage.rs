@@ -37,9 +37,9 @@ pub(super) fn of_garden(handle: &str, metrics: &Metrics) -> Usage {
     Usage {
         handle: handle.to_owned(),
         id: handle.to_owned(),
-        age: metrics.age,
+        age_ms: metrics.age as f64 / 1e6,
         memory_bytes: metrics.memory_stat.total_usage_toward_limit,
-        cpu: metrics.cpu_stat.usage,
+        cpu_ns: metrics.cpu_stat.usage,
         pids: metrics.pid_stat.current,
         pids_limit: metrics.pid_stat.max,
         rx_bytes: metrics.network_stat.map(|network| network.rx_bytes),
@@ -66,16 +66,6 @@ pub(super) fn of_handles(handles: &[String]) -> Vec<Container> {
     handles.iter().map(container).collect()
 }
 
-/// The state of a container in one word, as `wardian ps` has it.
-fn state(container: &Container) -> &str {
-    match (container.state.as_str(), &container.main) {
-        ("active", _) if container.running > 0 => "running",
-        ("active" | "stopped", Some(main)) if main.exit_status.is_some() => "exited",
-        ("active", _) => "idle",
-        (other, _) => other,
-    }
-}
-
 impl Memory {
     /// Makes the rows of these containers, whose usage is that of now.
     pub(super) fn rows(&mut self, containers: &[Container], usages: Vec<Usage>, now_ms: u64) -> Vec<Row> {
@@ -83,7 +73,7 @@ impl Memory {
         self.usages = usages.into_iter().map(|usage| (usage.id.clone(), usage)).collect();
         let mut states = HashMap::with_capacity(containers.len());
         let rows = containers.iter().map(|container| {
-            let state = state(container);
+            let state = container.state_word();
             let since_ms = match self.states.remove(&container.id) {
                 Some((then, since)) if then == state => since,
                 // It was in another one at the look before.
@@ -128,9 +118,8 @@ fn entered(container: &Container, state: &str) -> u64 {
 
 fn with_usage(row: Row, before: Option<&Usage>, now: &Usage) -> Row {
     // A handle of the Garden API may be that of another container by now: it is younger.
-    let before = before.filter(|before| before.age < now.age);
-    #[allow(clippy::cast_precision_loss, reason = "rates are shown with three digits")]
-    let elapsed_us = before.map_or(0.0, |before| (now.age - before.age) as f64 / 1e3);
+    let before = before.filter(|before| before.age_ms < now.age_ms);
+    let elapsed_us = before.map_or(0.0, |before| (now.age_ms - before.age_ms) * 1e3);
     let rate = |then: Option<u64>, now: Option<u64>| {
         let grown = now?.checked_sub(then?)?;
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -140,7 +129,7 @@ fn with_usage(row: Row, before: Option<&Usage>, now: &Usage) -> Row {
     let share = |total: fn(&Usage) -> Option<u64>| percent(before.and_then(total), total(now), elapsed_us);
     #[allow(clippy::cast_precision_loss, reason = "a share is shown with three digits")]
     let cpu = before.map(|before| {
-        let used = now.cpu.saturating_sub(before.cpu) as f64 / 1e3;
+        let used = now.cpu_ns.saturating_sub(before.cpu_ns) as f64 / 1e3;
         (used / elapsed_us.max(1.0) * 1000.0).round() / 10.0
     });
     Row {
@@ -176,8 +165,8 @@ mod tests {
     fn usage(id: &str, age: i64, cpu: u64, rx: u64) -> Usage {
         Usage {
             id: id.into(),
-            age,
-            cpu,
+            age_ms: age as f64 / 1e6,
+            cpu_ns: cpu,
             rx_bytes: Some(rx),
             io_stalled_us: Some(cpu / 1000),
             ..Usage::default()
