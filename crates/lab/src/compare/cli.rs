@@ -2,7 +2,7 @@
 
 use super::goods::{BASE, FULL, Goods};
 use super::place::Place;
-use super::run::command;
+use super::run::{Said, command};
 use crate::code::{APP, Sample};
 use crate::drive::{check_health, check_reading, health_check, reading_of};
 use crate::image::{HOME, USER};
@@ -106,10 +106,14 @@ impl Cli {
     }
 
     async fn say(&self, line: &str, more: &[&str], input: Stdio) -> Result<Vec<u8>> {
+        Ok(self.hear(line, more, input).await?.out)
+    }
+
+    async fn hear(&self, line: &str, more: &[&str], input: Stdio) -> Result<Said> {
         let mut all = self.first.clone();
         all.extend(words(line));
         all.extend(more.iter().map(|word| (*word).to_owned()));
-        Ok(self.place.run(self.program(), &all, input, &[]).await?.out)
+        self.place.run(self.program(), &all, input, &[]).await
     }
 
     pub(super) async fn load(&self, archive: &Path) -> Result<()> {
@@ -149,7 +153,8 @@ impl Cli {
 
     pub(super) async fn verify(&self, name: &str, sample: &Sample) -> Result<()> {
         let more = ["--user", USER, name, "/bin/sh", "-c", &reading_of(sample)];
-        check_reading(sample, name, &self.say("exec", &more, Stdio::null()).await?)
+        let read = self.hear("exec", &more, Stdio::null()).await?;
+        check_reading(sample, name, &read.out).with_context(|| read.complaint())
     }
 
     pub(super) async fn inside(&self, name: &str, words: &[&str]) -> Result<()> {

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 
+/// After so many failures in an experiment an engine has no more turns in it: the first one may be an accident.
+const FAILURES: usize = 2;
 /// Columns of the text.
 const COLUMNS: usize = 80;
 
@@ -30,7 +32,7 @@ pub struct Report {
     pub engines: Vec<Found>,
     /// Engines that were not compared.
     pub missing: Vec<Missing>,
-    /// Engines that failed, and from then on had no more turns.
+    /// Failures of engines. After two in an experiment an engine had no more turns in it.
     pub failures: Vec<Failure>,
     /// The machine.
     pub host: Host,
@@ -118,9 +120,9 @@ impl Report {
 
     /// Whether an engine has no more turns.
     pub(super) fn has_failed(&self, engine: &str, series: Series) -> bool {
-        self.failures
-            .iter()
-            .any(|failure| failure.engine == engine && (failure.silent || failure.series == series))
+        let of = || self.failures.iter().filter(|failure| failure.engine == engine);
+        of().any(|failure| failure.silent)
+            || of().filter(|failure| failure.series == series).count() >= FAILURES
     }
 
     /// Evaluates the turns.

@@ -68,6 +68,13 @@ pub(super) struct Said {
     pub(super) code: Option<i32>,
 }
 
+impl Said {
+    /// What it said of an error.
+    pub(super) fn complaint(&self) -> String {
+        format!("it said: {}", last(&self.err))
+    }
+}
+
 /// A process; if it is dropped before its end, its group is killed.
 struct Running(Child);
 
@@ -118,7 +125,7 @@ pub(super) async fn run(
     let status = running.0.wait().await.with_context(|| format!("wait for {line}"))?;
     let said = Said { out: out.finish().await, err: err.finish().await, code: status.code() };
     let fine = status.success() || said.code.is_some_and(|code| also.contains(&code));
-    ensure!(fine, "{line} failed ({status}): {}", last(&said.err));
+    ensure!(fine, "{line} failed ({status}), saying: {}", last(&said.err));
     Ok(said)
 }
 
@@ -169,7 +176,7 @@ fn last(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let text = lines[lines.len().saturating_sub(3)..].join("; ");
-    if text.is_empty() { "it said nothing".to_owned() } else { tame(&text).chars().take(600).collect() }
+    if text.is_empty() { "nothing".to_owned() } else { tame(&text).chars().take(600).collect() }
 }
 
 #[cfg(test)]

@@ -116,6 +116,8 @@ fn an_engine_that_failed_is_named_and_has_no_more_turns() {
     let mut report = report(four_times(5));
     assert!(!report.has_failed("podman", Series::Stream));
     report.fail("podman", Series::Stream, 2, &anyhow::anyhow!("no"), false);
+    assert!(!report.has_failed("podman", Series::Stream), "once may be an accident");
+    report.fail("podman", Series::Stream, 3, &anyhow::anyhow!("no"), false);
     assert!(report.has_failed("podman", Series::Stream) && !report.has_failed("podman", Series::Layer));
     report.fail("podman", Series::Layer, 2, &anyhow::anyhow!("hangs"), true);
     assert!(report.has_failed("podman", Series::Teardown) && !report.has_failed("wardian", Series::Stream));
