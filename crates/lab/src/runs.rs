@@ -10,11 +10,15 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 use wardian_history::{Machine, Run};
 
-/// A run of this machine and program, begun at this time, without results. Revision and command are the caller's.
-fn begun(experiment: &str, begun: SystemTime) -> Run {
-    let since = begun.duration_since(UNIX_EPOCH).unwrap_or_default();
+/// A time in ms since 1970.
+pub(crate) fn since_1970(time: SystemTime) -> i64 {
+    i64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A run of this machine and program, begun at this time (ms since 1970), without results. Revision and command are the caller's.
+pub(crate) fn begun(experiment: &str, begun_ms: i64) -> Run {
     Run {
-        begun_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        begun_ms,
         experiment: experiment.to_owned(),
         engine: "wardian".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -66,7 +70,7 @@ fn parameters<const N: usize>(all: [(&str, Option<String>); N]) -> BTreeMap<Stri
 /// A story of this kind without results: one that failed. Complete ones are made of it by [`of_scale`].
 pub fn scale_begun(options: &scale::Options, kind: Kind, at: SystemTime) -> Run {
     let to = options.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let mut run = begun("scale", at);
+    let mut run = begun("scale", since_1970(at));
     // Of a server that was not started by the experiment neither kind nor version are known.
     if options.address.is_some() {
         (run.engine, run.version) = ("garden".to_owned(), String::new());
@@ -120,7 +124,7 @@ pub fn of_scale(report: &scale::Report, options: &scale::Options, at: SystemTime
 /// The run of a teardown, also of one that was not completed.
 pub fn of_teardown(report: &teardown::report::Report, at: SystemTime) -> Run {
     let options = &report.options;
-    let mut run = begun("teardown", at);
+    let mut run = begun("teardown", since_1970(at));
     run.engine = "kernel".to_owned();
     // The kernel is what is measured, and the machine has its release.
     run.version = String::new();
@@ -168,7 +172,7 @@ pub fn bench_begun(subject: &str, root: Option<&std::path::Path>, at: SystemTime
     Run {
         parameters: parameters([("root", root.map(|root| root.display().to_string()))]),
         machine: machine(&Host::probe(root)),
-        ..begun(&format!("bench {subject}"), at)
+        ..begun(&format!("bench {subject}"), since_1970(at))
     }
 }
 
@@ -204,7 +208,7 @@ fn slug(name: &str) -> String {
 /// The run of a recorded command: how long it took and what was written meanwhile.
 pub fn of_record(report: &record::Report, at: SystemTime) -> Run {
     let recording = &report.recording;
-    let mut run = begun("record", at);
+    let mut run = begun("record", since_1970(at));
     (run.engine, run.version) = ("kernel".to_owned(), String::new());
     run.headline = "length_ms".to_owned();
     run.parameters = parameters([

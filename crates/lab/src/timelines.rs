@@ -1,5 +1,6 @@
 //! Timelines of the lab's experiments: what happened when, as a picture needs it.
 
+use crate::compare::Turn;
 use crate::report::Phase;
 use crate::{record, scale, teardown};
 use std::collections::BTreeMap;
@@ -58,6 +59,21 @@ pub fn of_teardown(report: &teardown::report::Report) -> Timeline {
     timeline.length_ms = offset;
     timeline.waits.sort_by(|a, b| a.begin_ms.total_cmp(&b.begin_ms));
     Timeline { rows: rows.finish(), ..timeline }
+}
+
+/// The timeline of an engine's turn in a comparison: its instances with their phases. Those that ran before the scaling
+/// have the last one only.
+pub fn of_turn(turn: &Turn) -> Timeline {
+    let mut rows = Rows::new("instance");
+    turn.phases.iter().for_each(|phase| rows.add(phase, 0.0));
+    let end = |phase: &Phase| phase.begin_ms + phase.wall_ms;
+    Timeline {
+        length_ms: turn.phases.iter().map(end).chain(turn.samples.last().map(|s| s.t_ms)).fold(0.0, f64::max),
+        rows: rows.finish(),
+        samples: turn.samples.iter().map(Sample::from).collect(),
+        marks: turn.phases.iter().map(|p| Mark { t_ms: p.begin_ms, name: p.name.to_owned() }).collect(),
+        waits: Vec::new(),
+    }
 }
 
 /// The timeline of a recording: a row for each cause of writes, and one for each thread that waited.

@@ -19,6 +19,8 @@ pub struct Comparison {
     pub unit: Unit,
     /// The rows.
     pub entries: Vec<Entry>,
+    /// A value that separates the rows, such as the one above which a kernel is slow: a line across all of them.
+    pub bound: Option<f64>,
 }
 
 /// A row of a comparison.
@@ -59,9 +61,13 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
     let runs = |entry: &Entry| -> Vec<f64> {
         entry.runs.iter().copied().filter(|value| value.is_finite()).collect()
     };
-    let most = entries.iter().flat_map(runs).fold(0.0, f64::max);
+    let bound = of.bound.filter(|bound| bound.is_finite() && *bound > 0.0);
+    let most = entries.iter().flat_map(runs).chain(bound).fold(0.0, f64::max);
     let most = if most > 0.0 { most } else { 1.0 };
     let x = |value: f64| left + (value / most).clamp(0.0, 1.0) * (right - left - 4.0);
+    if bound.is_some() {
+        y += 16.0;
+    }
     let top = y;
     let mut rows = Canvas::default();
     for entry in entries {
@@ -131,6 +137,16 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
     }
     canvas.path("wp-grid", &d);
     canvas.append(&rows);
+    if let Some(bound) = bound {
+        let at = x(bound);
+        canvas.path("wp-mark", &format!("M{} {}V{}", N(at), N(top - 2.0), N(y)));
+        let label = format!("bound {}", of.unit.show(bound));
+        let (class, at) = match text::width(&label, 11.0) {
+            width if at + width > look.width() - pad => ("wp-end wp-soft wp-small", at),
+            _ => ("wp-soft wp-small", at),
+        };
+        canvas.text(at, top - 6.0, class, &label);
+    }
     y += 22.0;
     if of.entries.len() > entries.len() {
         y += 14.0;

@@ -15,7 +15,7 @@ pub use query::{Filter, Point, Series};
 
 use crate::error::{Error, Result};
 use crate::{Run, bounds};
-use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use std::io::Write as _;
@@ -99,7 +99,8 @@ impl Store {
         };
         let failed = |error| told(&self.path, error);
         self.db.busy_timeout(PATIENCE).map_err(failed)?;
-        let present = known(schema::look(&self.db).map_err(failed)?)?;
+        let looked = self.db.transaction().and_then(|transaction| schema::look(&transaction));
+        let present = known(looked.map_err(failed)?)?;
         // A commit need not reach the disk at once: a power loss costs the last runs, and never the file.
         self.db.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         self.db.pragma_update(None, "foreign_keys", true).map_err(failed)?;
@@ -202,7 +203,7 @@ impl Store {
     }
 }
 
-fn known_now(path: &Path, db: &Connection) -> Result<bool> {
+fn known_now(path: &Path, db: &Transaction<'_>) -> Result<bool> {
     match schema::look(db).map_err(|error| told(path, error))? {
         schema::Found::Present => Ok(true),
         schema::Found::Older => Ok(false),

@@ -1,6 +1,6 @@
 //! The tables, and how older versions of them become the present one. docs/lab-history.md describes them for users.
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::Transaction;
 
 /// `PRAGMA application_id` of a history: `WLab` in ASCII.
 pub const APPLICATION: i64 = 0x574c_6162;
@@ -87,8 +87,8 @@ pub enum Found {
     Lacking(&'static str),
 }
 
-/// Looks at a file.
-pub fn look(db: &Connection) -> rusqlite::Result<Found> {
+/// Looks at a file, within one transaction: another process may be creating it.
+pub fn look(db: &Transaction<'_>) -> rusqlite::Result<Found> {
     let number = |pragma: &str| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
     let mut tables = db.prepare("SELECT name FROM sqlite_master WHERE type = 'table'")?;
@@ -118,6 +118,11 @@ pub fn migrate(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use rusqlite::Connection;
+
+    fn seen(db: &Connection) -> Found {
+        look(&db.unchecked_transaction().unwrap()).unwrap()
+    }
 
     /// Makes a file of version 1.
     pub fn first(db: &Connection) {
@@ -129,20 +134,20 @@ pub mod tests {
     #[test]
     fn what_a_file_is() {
         let db = Connection::open_in_memory().unwrap();
-        assert_eq!(look(&db).unwrap(), Found::Older);
+        assert_eq!(seen(&db), Found::Older);
         first(&db);
-        assert_eq!(look(&db).unwrap(), Found::Older);
+        assert_eq!(seen(&db), Found::Older);
         let mut db = db;
         let transaction = db.transaction().unwrap();
         migrate(&transaction).unwrap();
         transaction.commit().unwrap();
-        assert_eq!(look(&db).unwrap(), Found::Present);
+        assert_eq!(seen(&db), Found::Present);
         db.execute_batch("DROP TABLE timelines").unwrap();
-        assert_eq!(look(&db).unwrap(), Found::Lacking("timelines"));
+        assert_eq!(seen(&db), Found::Lacking("timelines"));
         db.pragma_update(None, "user_version", VERSION + 1).unwrap();
-        assert_eq!(look(&db).unwrap(), Found::Newer(VERSION + 1));
+        assert_eq!(seen(&db), Found::Newer(VERSION + 1));
         let other = Connection::open_in_memory().unwrap();
         other.execute_batch("CREATE TABLE t (a)").unwrap();
-        assert_eq!(look(&other).unwrap(), Found::Foreign);
+        assert_eq!(seen(&other), Found::Foreign);
     }
 }

@@ -61,7 +61,7 @@ pub fn parse_bound(text: &str, figure: &str) -> Result<f64> {
 }
 
 /// A figure with its unit.
-pub(super) fn shown(figure: &str, value: f64) -> String {
+pub(crate) fn shown(figure: &str, value: f64) -> String {
     if figure.ends_with("_bytes") {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         return bytes(value as u64);
@@ -75,10 +75,10 @@ pub(super) fn shown(figure: &str, value: f64) -> String {
 
 /// The values of one figure, in the runs on one kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) least: f64,
-    pub(super) most: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
 }
 
 impl Spread {

@@ -4,7 +4,7 @@
 //! most the bound on one kernel and above it on its neighbour.
 
 pub mod experiment;
-mod figures;
+pub(crate) mod figures;
 pub mod options;
 pub mod report;
 mod runs;
@@ -12,6 +12,7 @@ mod search;
 
 pub use figures::parse_bound;
 pub use runs::runs;
+pub(crate) use runs::timeline;
 pub use search::{Side, Verdict};
 
 use crate::guest::kernel::{Name, cached};
@@ -19,15 +20,18 @@ use crate::guest::{self, Failure, Guest, Settings, apt, machine};
 use crate::host::Host;
 use crate::leftovers::{PREFIX, Records};
 use crate::progress::Progress;
+use crate::runs::since_1970;
 use crate::{Interrupted, ground, interruption};
 use anyhow::{Context, Result, bail, ensure};
 use options::Options;
 use report::{Measured, Report};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::task::JoinSet;
 
+/// A guest that fails before its first run is booted so many times: a boot may fail on a busy host.
+const BOOTS: usize = 2;
 /// A doubtful kernel is measured so many times as often at most.
 const MOST_REPEATS: usize = 3;
 
@@ -63,21 +67,19 @@ struct Shared {
     found: Mutex<Vec<Measured>>,
 }
 
-/// Runs a bisection, and ends all guests however it ends. `json` receives the report, also of a bisection that failed or
-/// was interrupted, which is marked as such. `program` is this program; a guest gets a copy.
+/// Runs a bisection, and ends all guests however it ends. The report of one that failed or was interrupted, which is
+/// marked as such, comes with its error: [`Interrupted`], or no kernel could be measured. `program` is this program; a
+/// guest gets a copy.
 ///
 /// # Errors
-/// [`Interrupted`] by a signal; a kernel that does not exist; or no kernel could be measured.
-pub async fn run(options: Options, program: &Path, json: Option<&Path>) -> Result<Report> {
+/// The bisection could not begin: a kernel does not exist, or something is missing here.
+pub async fn measure(options: Options, program: &Path) -> Result<(Report, Result<()>)> {
     let host = Host::probe(Some(&options.scratch));
     options.check(host.cpus, available_memory())?;
     guest::check(program, options.fs)?;
     let parsed: Vec<Name> = options.kernels.iter().map(|name| Name::parse(name)).collect::<Result<_>>()?;
-    let json = json
-        .map(|path| ground::create(path).with_context(|| format!("--json: write {}", path.display())))
-        .transpose()?;
     let signal = interruption().context("listen for signals")?;
-    let begin = Instant::now();
+    let (begin, begun_ms) = (Instant::now(), since_1970(SystemTime::now()));
     let names = settled(parsed, &options).await?;
     let blank = names.iter().zip(&options.kernels).map(|(name, given)| {
         Measured::unknown(if let Name::Package(package) = name { package } else { given })
@@ -85,6 +87,7 @@ pub async fn run(options: Options, program: &Path, json: Option<&Path>) -> Resul
     let mut report = Report {
         complete: false,
         error: None,
+        begun_ms,
         kernels: blank.collect(),
         qemu: machine::version().await?,
         verdict: None,
@@ -98,8 +101,7 @@ pub async fn run(options: Options, program: &Path, json: Option<&Path>) -> Resul
     report.complete = done.is_ok();
     report.error = done.as_ref().err().map(|error| format!("{error:#}"));
     report.evaluate();
-    let saved = json.as_ref().map_or(Ok(()), |file| report.save(file));
-    done.and(saved).map(|()| report)
+    Ok((report, done))
 }
 
 async fn settled(parsed: Vec<Name>, options: &Options) -> Result<Vec<Name>> {
@@ -208,10 +210,19 @@ impl Shared {
 
     async fn measure(&self, at: usize) -> Result<()> {
         let name = self.found().get(at).map(|kernel| kernel.name().to_owned()).unwrap_or_default();
-        let skipped = match self.try_measure(at, &name).await {
-            Ok(skipped) => skipped,
-            Err(Failure::Host(error)) => return Err(error.context(name)),
-            Err(Failure::Guest(broken)) => Some((broken.reason, broken.log)),
+        let mut boots = 1;
+        let skipped = loop {
+            match self.try_measure(at, &name).await {
+                Ok(skipped) => break skipped,
+                Err(Failure::Host(error)) => return Err(error.context(name)),
+                Err(Failure::Guest(broken)) => {
+                    if boots == BOOTS || self.found().get(at).is_none_or(|kernel| !kernel.runs.is_empty()) {
+                        break Some((broken.reason, broken.log));
+                    }
+                    boots += 1;
+                    self.progress.say(&format!("{name}: {}: it is booted again", broken.reason));
+                }
+            }
         };
         if let Some((reason, log)) = skipped {
             self.progress.say(&format!("{name}: skipped: {reason}"));

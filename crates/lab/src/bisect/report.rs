@@ -7,7 +7,6 @@ use super::search::{Side, Verdict, verdict};
 use crate::guest::machine::Acceleration;
 use crate::host::Host;
 use crate::report::bytes;
-use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -42,6 +41,8 @@ pub struct Report {
     pub complete: bool,
     /// Why it did not.
     pub error: Option<String>,
+    /// When it began, in ms since 1970.
+    pub begun_ms: i64,
     /// The options.
     pub options: Options,
     /// QEMU's version.
@@ -83,13 +84,13 @@ impl Measured {
         (from..name.len()).find_map(|at| name.get(at..)).unwrap_or(name)
     }
 
-    pub(super) fn spread(&self, figure: &str) -> Option<Spread> {
+    pub(crate) fn spread(&self, figure: &str) -> Option<Spread> {
         let values: Vec<f64> = self.runs.iter().filter_map(|run| run.figures.get(figure).copied()).collect();
         Spread::of(&values)
     }
 
     /// What the diagnosis recognised in most runs.
-    fn recognised(&self) -> Vec<&str> {
+    pub(crate) fn recognised(&self) -> Vec<&str> {
         let mut all: Vec<&str> =
             self.runs.iter().flat_map(|run| run.recognised.iter().map(String::as_str)).collect();
         all.sort_unstable();
@@ -273,14 +274,6 @@ impl Report {
         }
         out
     }
-
-    /// Writes the report as JSON, into an open file.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn save(&self, mut to: &std::fs::File) -> Result<()> {
-        serde_json::to_writer_pretty(&mut to, self).context("write the report")
-    }
 }
 
 fn figure_unit(figure: &str) -> &str {
@@ -291,6 +284,7 @@ fn figure_unit(figure: &str) -> &str {
 mod tests {
     use super::super::options::tests::options;
     use super::*;
+    use crate::results::Results as _;
 
     fn report(kernels: &[(&str, Side, &[f64])]) -> Report {
         let mut options = options();
@@ -312,6 +306,7 @@ mod tests {
         let mut report = Report {
             complete: true,
             error: None,
+            begun_ms: 0,
             kernels: kernels.collect(),
             options,
             qemu: "7.2".into(),
@@ -340,6 +335,38 @@ mod tests {
         assert!(text.contains("Without KVM"), "{text}");
         let row = text.lines().find(|line| line.starts_with("6.12.1-cloud ")).unwrap();
         assert!(row.ends_with("sync-at-unmount") && row.chars().count() <= 100, "{row}");
+    }
+
+    #[test]
+    fn files_have_what_the_text_has() {
+        let mut found = report(&[
+            ("linux-image-6.1.0-50-amd64", Side::Below, &[10.0, 12.0]),
+            ("c", Side::Unknown, &[]),
+            ("e", Side::Below, &[11.0]),
+            ("b", Side::Skipped, &[]),
+            ("d", Side::Above, &[900.0]),
+        ]);
+        found.kernels[3].log = vec!["<panic>".into()];
+        found.kernels[4].runs[0].report = serde_json::json!({
+            "samples": [{"t_ms": 1.0, "dirty_bytes": 5, "writeback_bytes": 0}, {"t_ms": 9.0, "dirty_bytes": 0, "writeback_bytes": 7}],
+            "marks": [{"t_ms": 2.0, "name": "unmount"}],
+        });
+        let csv = String::from_utf8(found.csv().unwrap()).unwrap();
+        assert!(csv.contains("\nlinux-image-6.1.0-50-amd64,,2,unmount_max_ms,12\n"), "{csv}");
+        assert_eq!(csv.lines().count(), 5);
+        let svg = found.svg();
+        for text in ["6.1.0-50", "bound 300 ms", "sync-at-unmount", "skipped: Kernel panic", "not needed"] {
+            assert!(svg.contains(text), "{text}: {svg}");
+        }
+        let html = wardian_pictures::page(&found.page());
+        for text in ["A run on d", "&lt;panic&gt;", "could not be measured", "unmount_max_ms changed between"]
+        {
+            assert!(html.contains(text), "{text}");
+        }
+        found.error = Some("interrupted".into());
+        let runs = crate::bisect::runs(&found);
+        let last = runs.last().unwrap();
+        assert_eq!((runs.len(), &last.experiment[..], last.complete), (6, "bisect", false));
     }
 
     #[test]

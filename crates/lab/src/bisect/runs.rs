@@ -1,12 +1,13 @@
 //! A bisection's runs, as the history keeps them.
 
 use super::report::Report;
+use crate::runs::{begun, broken, machine as host};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use wardian_history::{Machine, Mark, Run, Sample, Timeline};
 
 /// The runs of a bisection: one for each run on each kernel, and one without figures for each kernel that could not be
-/// measured.
+/// measured. What ended it early is a run `bisect` without figures.
 pub fn runs(report: &Report) -> Vec<Run> {
     let options = &report.options;
     let machine = |release: &Option<String>| Machine {
@@ -49,18 +50,19 @@ pub fn runs(report: &Report) -> Vec<Run> {
             ..blank.clone()
         }));
         if let Some(reason) = &kernel.skipped {
-            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-            let begun_ms = kernel.runs.last().map_or(0, |run| run.begun_ms);
-            let begun_ms =
-                if begun_ms == 0 { i64::try_from(now.as_millis()).unwrap_or_default() } else { begun_ms };
-            all.push(Run { begun_ms, error: Some(reason.clone()), ..blank });
+            let begun_ms = kernel.runs.last().map_or(report.begun_ms, |run| run.begun_ms);
+            all.push(broken(Run { begun_ms, ..blank }, &anyhow::anyhow!("{reason}")));
         }
     }
+    all.extend(report.error.as_ref().map(|error| {
+        let cut = Run { machine: host(&report.host), ..begun("bisect", report.begun_ms) };
+        broken(cut, &anyhow::anyhow!("{error}"))
+    }));
     all
 }
 
 /// Dirty bytes and phases, from the report that a teardown made in the guest.
-fn timeline(report: &Value) -> Option<Timeline> {
+pub(crate) fn timeline(report: &Value) -> Option<Timeline> {
     let number = |value: &Value| value.as_f64();
     let samples: Vec<Sample> = report["samples"]
         .as_array()?

@@ -41,19 +41,16 @@ use turn::Ground;
 /// A signal that is waited for.
 type Signal = Pin<Box<dyn Future<Output = i32>>>;
 
-/// Compares, and cleans up, however it ends. `json` receives the figures, also of a comparison that failed or was
-/// interrupted, which is marked as such.
+/// Compares, and cleans up, however it ends. The report of a comparison that failed or was interrupted, which is marked
+/// as such, comes with its error.
 ///
 /// An engine that fails or does not answer is no error: [`Report::failures`] has it.
 ///
 /// # Errors
-/// [`Interrupted`] by a signal; there is nothing to compare; the host's.
-pub async fn run(options: Options, json: Option<&Path>) -> Result<Report> {
+/// The comparison could not begin: there is nothing to compare, or the host's.
+pub async fn measure(options: Options) -> Result<(Report, Result<()>)> {
     ensure!(rustix::process::geteuid().is_root(), "containers can only be made by root: try sudo");
     options.check()?;
-    let json = json
-        .map(|path| ground::create(path).with_context(|| format!("--json: write {}", path.display())))
-        .transpose()?;
     let mut signal: Signal = Box::pin(interruption().context("listen for signals")?);
     let (found, missing) = tokio::select! {
         found = find(&options) => found?,
@@ -72,8 +69,7 @@ pub async fn run(options: Options, json: Option<&Path>) -> Result<Report> {
     report.complete = done.is_ok();
     report.error = done.as_ref().err().map(|error| format!("{error:#}"));
     report.compare();
-    let saved = json.map_or(Ok(()), |file| report.save(&file));
-    done.and(saved).map(|()| report)
+    Ok((report, done))
 }
 
 /// Looks for the engines.

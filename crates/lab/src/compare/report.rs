@@ -6,11 +6,11 @@ use super::stats::{FEWEST, Ratio};
 use super::turn::Turn;
 use crate::host::Host;
 use crate::report::{bytes, median};
-use anyhow::{Context as _, Result};
+use crate::runs::since_1970;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
+use std::time::SystemTime;
 
 /// After so many failures in an experiment an engine has no more turns in it: the first one may be an accident.
 const FAILURES: usize = 2;
@@ -24,6 +24,8 @@ pub struct Report {
     pub complete: bool,
     /// Why it did not.
     pub error: Option<String>,
+    /// When it began, in ms since 1970.
+    pub begun_ms: i64,
     /// The command that repeats it, as words.
     pub command: Vec<String>,
     /// What was compared.
@@ -95,6 +97,7 @@ impl Report {
         Self {
             complete: false,
             error: None,
+            begun_ms: since_1970(SystemTime::now()),
             command: command(&options, &named),
             options,
             engines,
@@ -132,48 +135,57 @@ impl Report {
         self.comparisons = series.filter_map(|series| Comparison::of(*series, &names, &self.turns)).collect();
     }
 
-    /// Writes the report as JSON.
-    pub(super) fn save(&self, mut to: &File) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("encode the report")?;
-        std::io::Write::write_all(&mut to, &json).context("write the report")
+    /// What each comparison came to, a sentence each.
+    pub(crate) fn verdicts(&self) -> Vec<String> {
+        self.comparisons.iter().map(|comparison| comparison.verdict(&self.options)).collect()
+    }
+
+    /// What a reader of the figures must know besides: failures, engines that were not compared, a busy machine.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        let failed = self.failures.iter().map(|failure| {
+            let Failure { engine, series, round, error, silent } = failure;
+            let more = if *silent { ", and had no more turns" } else { "" };
+            let (experiment, mode) = (series.experiment(), series.mode());
+            format!("{engine} failed in round {round}, {experiment} {mode}{more}: {error}")
+        });
+        let missing =
+            self.missing.iter().map(|Missing { name, why }| format!("Not compared: {name}: {why}."));
+        let busiest = self.turns.iter().map(|turn| turn.load).fold(0.0, f64::max);
+        let busy = (busiest > self.host.cpus as f64).then(|| {
+            format!(
+                "Warning: the load average was up to {busiest:.1} on {} processors, so other programs ran too: trust \
+                 the ratios, whose turns were next to each other, rather than the durations.",
+                self.host.cpus
+            )
+        });
+        failed.chain(missing).chain(busy).collect()
+    }
+
+    /// How each engine was run, and what it cannot do, a line each.
+    pub(crate) fn engines(&self) -> Vec<String> {
+        let lines = self.engines.iter().flat_map(|Found { name, version, how, cannot, .. }| {
+            let cannot = cannot.iter().map(|(phase, why)| format!("  no {phase}: {why}"));
+            [format!("{name} {version}: {how}")].into_iter().chain(cannot)
+        });
+        lines.collect()
+    }
+
+    /// The value of each round of a measure of an engine, in order.
+    pub(crate) fn values(&self, series: Series, row: &Row) -> Vec<f64> {
+        let turns = self.turns.iter().filter(|turn| turn.series == series && turn.engine == row.engine);
+        turns.filter_map(|turn| value(turn, &row.measure, &row.without)).collect()
     }
 
     /// The report for people.
     pub fn text(&self) -> String {
-        let mut out = String::new();
-        for comparison in &self.comparisons {
-            out.push_str(&fold(&comparison.verdict(&self.options)));
-        }
-        for failure in &self.failures {
-            let Failure { engine, series, round, error, silent } = failure;
-            let more = if *silent { ", and had no more turns" } else { "" };
-            let (experiment, mode) = (series.experiment(), series.mode());
-            out.push_str(&fold(&format!(
-                "{engine} failed in round {round}, {experiment} {mode}{more}: {error}"
-            )));
-        }
-        for Missing { name, why } in &self.missing {
-            out.push_str(&fold(&format!("Not compared: {name}: {why}.")));
-        }
-        let busiest = self.turns.iter().map(|turn| turn.load).fold(0.0, f64::max);
-        if busiest > self.host.cpus as f64 {
-            out.push_str(&fold(&format!(
-                "Warning: the load average was up to {busiest:.1} on {} processors, so other programs ran too: trust \
-                 the ratios, whose turns were next to each other, rather than the durations.",
-                self.host.cpus
-            )));
-        }
+        let mut out: String =
+            self.verdicts().iter().chain(&self.remarks()).map(|sentence| fold(sentence)).collect();
         for comparison in &self.comparisons {
             out.push('\n');
             out.push_str(&comparison.table(&self.options));
         }
         out.push('\n');
-        for Found { name, version, how, cannot, .. } in &self.engines {
-            out.push_str(&fold(&format!("{name} {version}: {how}")));
-            for (phase, why) in cannot {
-                out.push_str(&fold(&format!("  no {phase}: {why}")));
-            }
-        }
+        self.engines().iter().for_each(|line| out.push_str(&fold(line)));
         let Host { kernel, cpus, filesystem, cgroups, .. } = &self.host;
         out.push_str(&fold(&format!(
             "Kernel {kernel}, {cpus} processors, cgroup {cgroups}, {filesystem} in {}; seed {}.",
@@ -237,21 +249,21 @@ impl Comparison {
         Some(Self { series, reference: (*reference).to_owned(), rows })
     }
 
-    fn rows_of<'a>(&'a self, measure: &'a str) -> impl Iterator<Item = &'a Row> {
+    pub(crate) fn rows_of<'a>(&'a self, measure: &'a str) -> impl Iterator<Item = &'a Row> {
         self.rows.iter().filter(move |row| row.measure == measure)
     }
 
     /// What came of it, in a sentence.
     fn verdict(&self, options: &Options) -> String {
         let Options { from, to, code_mb, .. } = options;
-        let (measure, begin) = match self.series {
-            Series::Stream => ("waiting", format!("An app scaled from {from} to {to} waits")),
-            Series::Layer => ("waiting", format!("With its {code_mb} MB of code as a layer it waits")),
+        let begin = match self.series {
+            Series::Stream => format!("An app scaled from {from} to {to} waits"),
+            Series::Layer => format!("With its {code_mb} MB of code as a layer it waits"),
             Series::Teardown => {
-                ("destroy", format!("{to} containers, each with {code_mb} MB of new data, are destroyed in"))
+                format!("{to} containers, each with {code_mb} MB of new data, are destroyed in")
             }
         };
-        let each = self.rows_of(measure).map(|row| {
+        let each = self.rows_of(self.headline()).map(|row| {
             let without = match &row.without[..] {
                 [] => String::new(),
                 phases => format!(", {} left out on both sides", phases.join(" and ")),
@@ -262,7 +274,8 @@ impl Comparison {
         format!("{begin} {}.", each.collect::<Vec<_>>().join(", "))
     }
 
-    fn table(&self, options: &Options) -> String {
+    /// What was done how often.
+    pub(crate) fn heading(&self, options: &Options) -> String {
         let Options { from, to, code_mb, runs, .. } = options;
         let what = match self.series {
             Series::Stream => format!("scale, code streamed in: {from} → {to} instances, {code_mb} MB each"),
@@ -270,7 +283,16 @@ impl Comparison {
             Series::Teardown => format!("teardown: {to} containers with {code_mb} MB of dirty data each"),
         };
         let rounds = if *runs == 1 { "1 round".to_owned() } else { format!("{runs} rounds") };
-        let mut out = format!("{what}; {rounds}\n");
+        format!("{what}; {rounds}")
+    }
+
+    /// The measure that the comparison is about.
+    pub(crate) fn headline(&self) -> &'static str {
+        if self.series == Series::Teardown { "destroy" } else { "waiting" }
+    }
+
+    fn table(&self, options: &Options) -> String {
+        let mut out = format!("{}\n", self.heading(options));
         let times = format!("times {}", self.reference);
         let _ =
             writeln!(out, "{:<17} {:<11} {:>10}  {:>14}  {:>19}", "", "", "median", times, "95 % interval");
@@ -278,26 +300,36 @@ impl Comparison {
         for row in &self.rows {
             let measure = if row.measure == last { "" } else { &row.measure };
             last = &row.measure;
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let value =
-                if row.unit == "ms" { format!("{:.1} ms", row.median) } else { bytes(row.median as u64) };
-            let (ratio, interval) = match row.ratio {
-                None => (String::new(), String::new()),
-                Some(Ratio::Known(known)) => {
-                    (short(known.ratio), format!("{}–{}", short(known.low), short(known.high)))
-                }
-                Some(Ratio::TooNoisy(noisy)) => {
-                    ("too noisy".to_owned(), format!("{}–{}", short(noisy.low), short(noisy.high)))
-                }
-                Some(Ratio::TooFew { pairs }) => ("too few".to_owned(), format!("{pairs} of {FEWEST}")),
-                Some(Ratio::NotMeasurable) => ("too short".to_owned(), String::new()),
-            };
-            let fewer = if row.runs < *runs { format!("  {} runs", row.runs) } else { String::new() };
+            let (value, (ratio, interval)) = (row.value(), row.ratio());
+            let fewer = if row.runs < options.runs { format!("  {} runs", row.runs) } else { String::new() };
             let line =
                 format!("{measure:<17} {:<11} {value:>10}  {ratio:>14}  {interval:>12}{fewer}", row.engine);
             let _ = writeln!(out, "{}", line.trim_end());
         }
         out
+    }
+}
+
+impl Row {
+    /// The median with its unit.
+    pub(crate) fn value(&self) -> String {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        if self.unit == "ms" { format!("{:.1} ms", self.median) } else { bytes(self.median as u64) }
+    }
+
+    /// The ratio, or why there is none, and its interval; empty where nothing is compared.
+    pub(crate) fn ratio(&self) -> (String, String) {
+        match self.ratio {
+            None => (String::new(), String::new()),
+            Some(Ratio::Known(known)) => {
+                (short(known.ratio), format!("{}–{}", short(known.low), short(known.high)))
+            }
+            Some(Ratio::TooNoisy(noisy)) => {
+                ("too noisy".to_owned(), format!("{}–{}", short(noisy.low), short(noisy.high)))
+            }
+            Some(Ratio::TooFew { pairs }) => ("too few".to_owned(), format!("{pairs} of {FEWEST}")),
+            Some(Ratio::NotMeasurable) => ("too short".to_owned(), String::new()),
+        }
     }
 }
 

@@ -1,16 +1,22 @@
 //! The turns of a comparison as runs of the lab's history.
 
-use super::options::command;
 use super::report::Report;
 use super::turn::Turn;
-use crate::runs::machine;
+use crate::runs::{begun, broken, machine};
+use crate::timelines;
 use std::collections::BTreeMap;
-use wardian_history::{Bar, Machine, Mark, Row, Run, Sample, Timeline};
+use wardian_history::{Machine, Run};
 
 /// A run for each turn, of the experiment `compare scale` or `compare teardown`. Turns that were cut off are not among
-/// them; what ended the comparison early is noted on none, because the turns before are whole.
+/// them; what ended the comparison early is a run `compare` without figures.
 pub fn runs(report: &Report) -> Vec<Run> {
-    report.turns.iter().map(|turn| run(report, turn)).collect()
+    let mut all: Vec<Run> = report.turns.iter().map(|turn| run(report, turn)).collect();
+    all.extend(report.error.as_ref().map(|error| {
+        let cut = begun("compare", report.begun_ms);
+        let cut = Run { machine: machine(&report.host), command: report.command.clone(), ..cut };
+        broken(cut, &anyhow::anyhow!("{error}"))
+    }));
+    all
 }
 
 fn run(report: &Report, turn: &Turn) -> Run {
@@ -46,31 +52,7 @@ fn run(report: &Report, turn: &Turn) -> Run {
         figures,
         complete: true,
         error: None,
-        command: command(
-            options,
-            &report.engines.iter().filter(|e| e.is_named()).map(|e| e.name.as_str()).collect::<Vec<_>>(),
-        ),
-        timeline: Some(timeline(turn)),
+        command: report.command.clone(),
+        timeline: Some(timelines::of_turn(turn)),
     }
-}
-
-/// The instances with their phases, those of the scaling being numbered from the first new one.
-fn timeline(turn: &Turn) -> Timeline {
-    let most = turn.began_ms.iter().map(Vec::len).max().unwrap_or_default();
-    let mut rows: Vec<Row> =
-        (0..most).map(|n| Row { name: format!("instance {n}"), bars: Vec::new() }).collect();
-    let mut marks = Vec::new();
-    for (phase, began) in turn.phases.iter().zip(&turn.began_ms) {
-        let first = began.iter().copied().reduce(f64::min).unwrap_or_default();
-        marks.push(Mark { t_ms: first, name: phase.name.to_owned() });
-        // Only the new instances have all phases, and they are the last ones.
-        let skipped = most - began.len();
-        for (row, (begin_ms, ms)) in rows[skipped..].iter_mut().zip(began.iter().zip(&phase.each_ms)) {
-            row.bars.push(Bar { phase: phase.name.to_owned(), begin_ms: *begin_ms, ms: *ms });
-        }
-    }
-    let ends = rows.iter().flat_map(|row| &row.bars).map(|bar| bar.begin_ms + bar.ms);
-    let samples: Vec<Sample> = turn.samples.iter().map(Sample::from).collect();
-    let length_ms = ends.chain(samples.last().map(|sample| sample.t_ms)).fold(0.0, f64::max);
-    Timeline { length_ms, rows, samples, marks, waits: Vec::new() }
 }

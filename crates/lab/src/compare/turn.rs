@@ -11,14 +11,15 @@ use super::run::within;
 use crate::host::{Counter, Dirty, Sample, Sampler, ms};
 use crate::leftovers::Record;
 use crate::progress::Progress;
-use crate::report::Phase;
+use crate::report::{Phase, Span};
+use crate::runs::since_1970;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 /// What one engine did in one turn.
 #[derive(Debug, Clone, Serialize)]
@@ -36,10 +37,8 @@ pub struct Turn {
     pub begin_ms: Option<f64>,
     /// From the request to scale until the last instance is found healthy; `null` for a teardown.
     pub waiting_ms: Option<f64>,
-    /// The phases, in order, without those of the first instances.
+    /// The phases, in order, without those of the first instances; their clock begins with the turn.
     pub phases: Vec<Phase>,
-    /// Begin of each instance's part of each phase, in ms since the turn began, as in `phases`.
-    pub began_ms: Vec<Vec<f64>>,
     /// The longest destroy.
     pub slowest_destroy_ms: f64,
     /// Dirty bytes on this machine when the destroys began.
@@ -251,9 +250,6 @@ struct Teller<'a> {
     since: Cell<Instant>,
 }
 
-/// A phase, and when each instance began with it.
-type Timed = (Phase, Vec<f64>);
-
 impl Teller<'_> {
     async fn tell(&self, round: usize, series: Series) -> Result<Turn> {
         let Options { from, to, code_mb, timeout, .. } = *self.ground.options;
@@ -262,14 +258,13 @@ impl Teller<'_> {
         within(timeout, "loading the image", load).await.context("load the image")?;
         // What is dirty already is nobody's of the turn.
         sync(dir).await?;
-        let begun_ms =
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let begun_ms = since_1970(SystemTime::now());
         let load = crate::host::Host::probe(None).load;
         let (counter, sampler) = (Counter::below(dir)?, Sampler::start());
         let before = counter.read()?;
         self.since.set(Instant::now());
 
-        let mut phases: Vec<Timed> = Vec::new();
+        let mut phases: Vec<Phase> = Vec::new();
         let (mut begin_ms, mut waiting_ms) = (None, None);
         if series == Series::Teardown {
             phases.push(self.create(0, to, series, false).await?);
@@ -294,17 +289,15 @@ impl Teller<'_> {
         self.live.settle().await?;
         sync(dir).await?;
         let written = counter.read()?.since(before);
-        let (phases, began_ms): (Vec<Phase>, Vec<Vec<f64>>) = phases.into_iter().unzip();
         Ok(Turn {
             round,
             engine: self.found.name.clone(),
             series,
-            begun_ms: i64::try_from(begun_ms).unwrap_or_default(),
+            begun_ms,
             begin_ms,
             waiting_ms,
             slowest_destroy_ms: phases.last().map_or(0.0, |phase| phase.max_ms),
             phases,
-            began_ms,
             dirty_at_destroy_bytes,
             written_bytes: written.bytes,
             disk_written_bytes: written.disk,
@@ -315,7 +308,7 @@ impl Teller<'_> {
 
     /// Creates instances. The first ones bring the layer, if there is one: that is a part of their create, as it is for
     /// servers that fetch it themselves.
-    async fn create(&self, from: usize, to: usize, series: Series, first: bool) -> Result<Timed> {
+    async fn create(&self, from: usize, to: usize, series: Series, first: bool) -> Result<Phase> {
         let begin = Instant::now();
         let full = series == Series::Layer;
         if full && first {
@@ -324,14 +317,15 @@ impl Teller<'_> {
             within(self.ground.options.timeout, "loading the image with the code", load).await?;
         }
         let (live, goods) = (self.live, self.goods);
-        let (mut phase, began) = self
+        let mut phase = self
             .phase("create", from..to, |name| async move { live.create(&name, full.then_some(goods)).await })
             .await?;
         phase.wall_ms = ms(begin.elapsed());
-        Ok((phase, began))
+        phase.begin_ms = ms(begin.saturating_duration_since(self.since.get()));
+        Ok(phase)
     }
 
-    async fn bring_up(&self, from: usize, to: usize, series: Series, first: bool) -> Result<Vec<Timed>> {
+    async fn bring_up(&self, from: usize, to: usize, series: Series, first: bool) -> Result<Vec<Phase>> {
         let (live, goods) = (self.live, self.goods);
         let mut phases = vec![self.create(from, to, series, first).await?];
         if series == Series::Stream {
@@ -355,7 +349,7 @@ impl Teller<'_> {
         phase: &'static str,
         numbers: std::ops::Range<usize>,
         step: impl Fn(String) -> F,
-    ) -> Result<Timed> {
+    ) -> Result<Phase> {
         let count = numbers.len();
         let bar = self.ground.progress.phase(phase, count);
         let begin = Instant::now();
@@ -365,17 +359,13 @@ impl Teller<'_> {
             async move {
                 let began = Instant::now();
                 within(self.ground.options.timeout, &what, work).await.with_context(|| what.clone())?;
-                anyhow::Ok((began, began.elapsed()))
+                anyhow::Ok((n, Span::since(began)))
             }
         });
         let done = all(steps, || bar.step()).await?;
-        let wall = begin.elapsed();
-        let each: Vec<Duration> = done.iter().map(|(_, took)| *took).collect();
-        let began =
-            done.iter().map(|(began, _)| ms(began.saturating_duration_since(self.since.get()))).collect();
-        let phase = Phase::new(phase, wall, &each);
+        let phase = Phase::timed(phase, self.since.get(), Span::since(begin), &done);
         bar.finish(&phase);
-        Ok((phase, began))
+        Ok(phase)
     }
 }
 
@@ -419,6 +409,7 @@ async fn sync(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn steps_are_done_at_once_and_the_first_failure_ends_them() {

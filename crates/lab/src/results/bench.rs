@@ -87,7 +87,11 @@ impl Figures {
                 note: String::new(),
             })
         };
-        Comparison { unit: Unit::Number, entries: self.figures.iter().filter_map(entry).collect() }
+        Comparison {
+            unit: Unit::Number,
+            entries: self.figures.iter().filter_map(entry).collect(),
+            bound: None,
+        }
     }
 }
 

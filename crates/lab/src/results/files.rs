@@ -76,7 +76,9 @@ impl Files {
             _ => {
                 let mut of = results.page();
                 of.made = super::made();
-                of.command.clone_from(&self.command);
+                if of.command.is_empty() {
+                    of.command.clone_from(&self.command);
+                }
                 of.data = results.json()?;
                 page(&of).into_bytes()
             }

@@ -1,6 +1,8 @@
 //! Results of experiments as files: JSON, CSV, a picture and a report.
 
 mod bench;
+mod bisect;
+mod compare;
 mod files;
 mod record;
 mod scale;

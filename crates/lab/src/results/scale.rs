@@ -122,7 +122,7 @@ fn waiting(stories: &[Report]) -> Comparison {
             note: String::new(),
         }
     };
-    Comparison { unit: Unit::Ms, entries: summary.rows.iter().map(entry).collect() }
+    Comparison { unit: Unit::Ms, entries: summary.rows.iter().map(entry).collect(), bound: None }
 }
 
 /// A row for each story.

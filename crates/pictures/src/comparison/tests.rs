@@ -14,13 +14,14 @@ fn every_row_and_run_is_there() {
     let of = Comparison {
         unit: Unit::Ms,
         entries: vec![entry("wardian", &[31.0, 30.0, 33.0]), podman, entry("docker", &[])],
+        bound: Some(120.0),
     };
     for look in [Look::wide(), Look::narrow()] {
         let svg = comparison(&of, &look.titled("Scaling 1 → 10"));
         let document = roxmltree::Document::parse(&svg).unwrap();
         assert_eq!(document.descendants().filter(|n| n.has_tag_name("circle")).count(), 6);
         assert_eq!(document.descendants().filter(|n| n.attribute("data-entry").is_some()).count(), 3);
-        for text in ["wardian", "31.0 ms", "100 ms", "3.2 ×", "no peas", "–"] {
+        for text in ["wardian", "31.0 ms", "100 ms", "3.2 ×", "no peas", "–", "bound 120 ms"] {
             assert!(svg.contains(text), "{text}");
         }
     }
@@ -35,7 +36,7 @@ fn hostile_and_large_comparisons() {
         note: evil.into(),
         ..entry(evil, &[f64::NAN, -1.0, f64::INFINITY, 1e300])
     };
-    let of = Comparison { unit: Unit::Bytes, entries: vec![all; 1_000] };
+    let of = Comparison { unit: Unit::Bytes, entries: vec![all; 1_000], bound: Some(f64::NAN) };
     let svg = comparison(&of, &Look::narrow());
     let document = roxmltree::Document::parse(&svg).unwrap();
     assert!(document.descendants().all(|n| !n.has_tag_name("script")) && !svg.contains("NaN"));

@@ -5,7 +5,7 @@ use clap::{Args as _, ValueEnum};
 use std::path::{Path, PathBuf};
 use wardian_lab::bisect::experiment::Experiment;
 use wardian_lab::bisect::options::Options;
-use wardian_lab::bisect::{list, parse_bound, run, runs};
+use wardian_lab::bisect::{list, measure, parse_bound, runs};
 use wardian_lab::guest::USUAL_CACHE;
 use wardian_lab::guest::disk::{Filesystem, parse_bytes};
 use wardian_lab::guest::machine::Acceleration;
@@ -64,9 +64,8 @@ pub struct Args {
     /// Where the guests' disks are made
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     scratch: PathBuf,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = super::file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    results: super::files::Files,
     #[command(flatten)]
     kept: super::kept::Args,
     /// Print the kernels that apt offers, and do nothing else
@@ -96,16 +95,20 @@ enum AccelArg {
 
 impl Args {
     /// Do it and print what it found.
-    pub fn run(self, runtime: &tokio::runtime::Runtime, program: &Path) -> Result<()> {
+    pub fn run(mut self, runtime: &tokio::runtime::Runtime, program: &Path) -> Result<()> {
         if self.list {
             return crate::print::text(&runtime.block_on(list(&self.cache))?);
         }
-        let (json, kept) = (self.json.clone(), self.kept.clone());
+        let (results, kept) = (std::mem::take(&mut self.results), self.kept.clone());
         let options = self.options().map_err(crate::exit::mistake)?;
+        let files = results.check()?;
         let mut keeper = kept.open()?;
-        let report = runtime.block_on(run(options, program, json.as_deref()))?;
+        let (report, done) = runtime.block_on(measure(options, program))?;
         runs(&report).into_iter().for_each(|run| keeper.keep(run));
+        let written = files.write(&report);
+        keeper.beside(done)?;
         crate::print::text(&format!("\n{}", crate::print::wrapped(&report.table())))?;
+        written?;
         keeper.done()
     }
 

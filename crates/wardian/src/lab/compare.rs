@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use wardian_lab::compare::{Engine, FEWEST, Options, Series, run, runs};
+use wardian_lab::compare::{Engine, FEWEST, Options, Series, measure, runs};
 
 /// Compare engines on this host: an app that is scaled, and containers that are destroyed with dirty data
 ///
@@ -51,9 +51,8 @@ pub struct Args {
     /// A directory on the file system under test, for all stores
     #[arg(long, visible_alias = "root", value_name = "DIR", default_value = "/var/tmp")]
     fs: PathBuf,
-    /// Write the figures there
-    #[arg(long, value_name = "FILE", value_parser = super::file())]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    results: super::files::Files,
     #[command(flatten)]
     kept: super::kept::Args,
 }
@@ -111,10 +110,14 @@ impl Args {
             fs: self.fs,
             program,
         };
+        let files = self.results.check()?;
         let mut keeper = self.kept.open()?;
-        let report = runtime.block_on(run(options, self.json.as_deref()))?;
+        let (report, done) = runtime.block_on(measure(options))?;
         runs(&report).into_iter().for_each(|run| keeper.keep(run));
+        let written = files.write(&report);
+        keeper.beside(done)?;
         crate::print::text(&format!("\n{}", report.text()))?;
+        written?;
         keeper.done()?;
         Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -8,7 +8,7 @@ use wardian_lab::results::{self, repeats};
 /// Heading of these flags in the help.
 const HEADING: &str = "Results";
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Files {
     /// Write the figures there, as JSON
     #[arg(long, value_name = "FILE", value_parser = file(), help_heading = HEADING)]

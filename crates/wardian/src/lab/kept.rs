@@ -79,9 +79,9 @@ impl Keeper {
     pub fn keep(&mut self, mut run: Run) {
         let Some(path) = &self.path else { return };
         run.revision = REVISION.filter(|revision| !revision.is_empty()).map(str::to_owned);
-        run.command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-        if let Some(program) = run.command.first_mut() {
-            "wardian".clone_into(program);
+        if run.command.is_empty() {
+            let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+            run.command = ["wardian".to_owned()].into_iter().chain(words).collect();
         }
         if let Err(error) = Store::open(path).and_then(|mut store| store.append(&run)) {
             self.failed.get_or_insert(error);

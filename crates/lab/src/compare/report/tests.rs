@@ -1,20 +1,24 @@
 use super::*;
 use crate::compare::engines::Engine;
 use crate::compare::runs;
-use crate::report::Phase;
-use std::time::Duration;
+use crate::report::{Phase, Span};
+use crate::results::Results as _;
+use std::time::{Duration, Instant};
 
 fn engine(name: &str, engine: Engine) -> Found {
     Found { name: name.into(), engine, version: "1.2".into(), how: "somehow".into(), cannot: Vec::new() }
 }
 
-/// A turn whose phases take so many ms.
+/// A turn whose phases take so many ms, and begin a ms after each other. The first of three instances was there before.
 fn turn(round: usize, engine: &str, series: Series, phases: &[(&'static str, u64)]) -> Turn {
-    let ms = |(name, ms): &(&'static str, u64)| {
-        let count = if *name == "destroy" { 3 } else { 2 };
-        Phase::new(name, Duration::from_millis(*ms), &vec![Duration::from_millis(*ms); count])
+    let since = Instant::now();
+    let timed = |(n, (name, ms)): (usize, &(&'static str, u64))| {
+        let span = Span { begin: since + Duration::from_millis(n as u64), took: Duration::from_millis(*ms) };
+        let first = if *name == "destroy" { 0 } else { 1 };
+        let each: Vec<(usize, Span)> = (first..3).map(|instance| (instance, span)).collect();
+        Phase::timed(name, since, span, &each)
     };
-    let phases: Vec<Phase> = phases.iter().map(ms).collect();
+    let phases: Vec<Phase> = phases.iter().enumerate().map(timed).collect();
     let (waited, destroy) = phases.split_at(phases.len() - 1);
     Turn {
         round,
@@ -23,7 +27,6 @@ fn turn(round: usize, engine: &str, series: Series, phases: &[(&'static str, u64
         begun_ms: 1_700_000_000_000,
         begin_ms: Some(5.0),
         waiting_ms: (series != Series::Teardown).then(|| waited.iter().map(|phase| phase.wall_ms).sum()),
-        began_ms: phases.iter().enumerate().map(|(n, phase)| vec![n as f64; phase.each_ms.len()]).collect(),
         slowest_destroy_ms: destroy[0].max_ms,
         phases,
         dirty_at_destroy_bytes: 200_000_000,
@@ -160,6 +163,41 @@ fn turns_are_runs_of_the_history() {
     // The first instance was there before.
     assert_eq!(bars, [vec!["destroy"], new.clone(), new]);
     assert!((timeline.length_ms - 114.0).abs() < 1e-9, "{timeline:?}");
+}
+
+#[test]
+fn an_interrupted_comparison_is_a_run_as_well() {
+    let mut report = report(four_times(1));
+    report.error = Some("interrupted".into());
+    let runs = runs(&report);
+    let last = &runs[2];
+    assert_eq!((runs.len(), &last.experiment[..], last.complete), (3, "compare", false));
+    assert_eq!(last.error.as_deref(), Some("interrupted"));
+}
+
+#[test]
+fn files_have_what_the_text_has() {
+    let mut report = report(four_times(5));
+    report.fail("podman", Series::Layer, 2, &anyhow::anyhow!("<b>no</b>"), false);
+    let csv = String::from_utf8(report.csv().unwrap()).unwrap();
+    // 4 phases of 2 instances and one of 3, by 2 engines in 5 rounds.
+    assert_eq!(csv.lines().count(), 1 + 11 * 2 * 5);
+    assert!(csv.contains("\n1,podman,scale,stream,create,1,0,440\n"), "{csv}");
+    let svg = report.svg();
+    for text in ["scale stream, wardian", "scale stream, podman", "4.00 × (4.00–4.00)"] {
+        assert!(svg.contains(text), "{text}: {svg}");
+    }
+    let html = wardian_pictures::page(&report.page());
+    for text in [
+        "An app scaled from 1 to 3 waits 0.52 s with wardian",
+        "&lt;b&gt;no&lt;/b&gt;",
+        "podman, round 3",
+        "<td>pea</td><td>podman</td>",
+        "data-row=\"instance 2\"",
+        "--seed 0",
+    ] {
+        assert!(html.contains(text), "{text}");
+    }
 }
 
 #[test]
