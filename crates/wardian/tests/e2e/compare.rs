@@ -151,9 +151,17 @@ fn podman_beside_wardian() {
 fn containerd_and_every_experiment() {
     needs!(Containerd);
     let place = Place::new();
+    let (csv, html) = (place.base.path().join("csv"), place.base.path().join("html"));
+    let files = ["--csv", csv.to_str().unwrap(), "--report", html.to_str().unwrap()];
     let args = ["--engines", "wardian,containerd", "--to", "2", "--code-mb", "1", "--runs", "1"];
-    let (said, report) = place.run(&args);
+    let (said, report) = place.run(&[&args[..], &files].concat());
     assert_eq!(said.code, Some(0), "{said:?}");
+    // Of each engine: 4 phases of the new instance and 2 destroys, 3 and 2, and 3 phases of 2 containers; and a header.
+    assert_eq!(fs::read_to_string(csv).unwrap().lines().count(), 1 + 2 * (6 + 5 + 6));
+    let html = fs::read_to_string(html).unwrap();
+    for text in ["containerd, round 1", "too few", "1 of 5", "data-row=\"instance 1\""] {
+        assert!(html.contains(text), "{text}");
+    }
     let mut all = turns(&report);
     all.sort_unstable();
     let expected = |engine| ["dirty", "oci", "stream"].map(|mode| (1, engine, mode));
@@ -238,9 +246,11 @@ fn wait_for(child: &mut Child, words: &str) -> BufReader<std::process::ChildStde
 fn whoever_interrupts_finds_nothing_left() {
     let place = Place::new();
     place.podman("exec sleep 1000");
+    let history = place.base.path().join("history");
+    let history = history.to_str().unwrap();
     for (asked, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let args = ["--engines", "podman", "--to", "2", "--code-mb", "1", "--experiment", "teardown"];
-        let mut child = place.start(&args);
+        let mut child = place.start(&[&args[..], &["--history", history]].concat());
         let mut said = wait_for(&mut child, "round 1 of 5: podman");
         while !place.processes().iter().any(|line| line.contains("podman")) {
             std::thread::sleep(Duration::from_millis(20));
@@ -254,6 +264,12 @@ fn whoever_interrupts_finds_nothing_left() {
         place.nothing_is_left();
         assert_eq!(cgroups(&group), Vec::<String>::new());
     }
+    let kept =
+        Command::new(WARDIAN).args(["lab", "history", "--history", history, "--json"]).output().unwrap();
+    let kept: Value = serde_json::from_slice(&kept.stdout).unwrap();
+    let kept: Vec<_> =
+        kept.as_array().unwrap().iter().map(|run| (&run["experiment"], &run["complete"])).collect();
+    assert_eq!(kept, [(&"compare".into(), &false.into()); 2]);
 }
 
 #[test]
