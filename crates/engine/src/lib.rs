@@ -64,6 +64,7 @@ pub use inspect::{Capacity, Info, Listed, Properties, Property};
 pub use metrics::{Metrics, Usage};
 pub use overall::Overall;
 pub use process::about::{About, Ending};
+pub use process::files::LEAST as LEAST_OUTPUT_FILES;
 pub use process::kept::{
     Found as FoundOutput, Kept, MOST as MOST_KEPT, Reader as KeptReader, note as kept_note,
 };

@@ -190,7 +190,7 @@ impl Engine {
         }
         // Their start was under way when the earlier server ended, or they were forgotten.
         for (number, ..) in recorded.into_values() {
-            number.into_iter().for_each(|number| self.shared.records.forget_process(&record.id, number));
+            number.into_iter().for_each(|number| self.shared.forget_process(&record.id, number));
         }
         self.restore_peas(&container);
         self.restore_pause(&container);

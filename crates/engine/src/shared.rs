@@ -82,6 +82,12 @@ impl Shared {
         self.containers.lock()
     }
 
+    /// Forgets a process: its record, its kept output, and that on disk.
+    pub fn forget_process(&self, container: &str, number: u64) {
+        self.records.forget_process(container, number);
+        self.output_files.forget(container, number);
+    }
+
     /// Returns the full address of an image: an empty address, or one of an app alone (`?…`), is completed
     /// with the default image.
     pub fn address(&self, image: &str) -> Result<String> {

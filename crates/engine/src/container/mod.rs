@@ -606,7 +606,7 @@ impl Container {
                 tracing::warn!(handle = self.handle, %error, "process.end-not-recorded");
             }
         }
-        forgotten.into_iter().for_each(|number| shared.records.forget_process(&self.id, number));
+        forgotten.into_iter().for_each(|number| shared.forget_process(&self.id, number));
         Some(process)
     }
 
@@ -632,7 +632,7 @@ impl Container {
         inner.open.retain(|process| process.id() != id);
         let number = inner.recorded.remove(id);
         drop(inner);
-        number.into_iter().for_each(|number| shared.records.forget_process(&self.id, number));
+        number.into_iter().for_each(|number| shared.forget_process(&self.id, number));
     }
 
     /// Finds a process by its id.

@@ -135,11 +135,6 @@ impl Report {
         self.comparisons = series.filter_map(|series| Comparison::of(*series, &names, &self.turns)).collect();
     }
 
-    /// What each comparison came to, a sentence each.
-    pub(crate) fn verdicts(&self) -> Vec<String> {
-        self.comparisons.iter().map(|comparison| comparison.verdict(&self.options)).collect()
-    }
-
     /// What a reader of the figures must know besides: failures, engines that were not compared, a busy machine.
     pub(crate) fn remarks(&self) -> Vec<String> {
         let failed = self.failures.iter().map(|failure| {
@@ -178,8 +173,8 @@ impl Report {
 
     /// The report for people.
     pub fn text(&self) -> String {
-        let mut out: String =
-            self.verdicts().iter().chain(&self.remarks()).map(|sentence| fold(sentence)).collect();
+        let verdicts = self.comparisons.iter().map(|comparison| comparison.verdict(&self.options));
+        let mut out: String = verdicts.chain(self.remarks()).map(|sentence| fold(&sentence)).collect();
         for comparison in &self.comparisons {
             out.push('\n');
             out.push_str(&comparison.table(&self.options));
@@ -254,7 +249,7 @@ impl Comparison {
     }
 
     /// What came of it, in a sentence.
-    fn verdict(&self, options: &Options) -> String {
+    pub(crate) fn verdict(&self, options: &Options) -> String {
         let Options { from, to, code_mb, .. } = options;
         let begin = match self.series {
             Series::Stream => format!("An app scaled from {from} to {to} waits"),

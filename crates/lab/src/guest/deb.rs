@@ -5,15 +5,20 @@
 
 use super::children;
 use anyhow::{Context, Result, bail, ensure};
-use std::io::Read;
+use std::ffi::OsStr;
+use std::io::{BufReader, Read, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
+use wardian_archive::Stream;
 
 /// Limit of the files that are written, in bytes.
 const MOST: u64 = 2 << 30;
+/// Limit of the whole archive, in bytes.
+const MOST_UNPACKED: u64 = 8 << 30;
 /// Limit of the archive's entries.
 const MOST_ENTRIES: usize = 200_000;
 
@@ -83,29 +88,32 @@ impl Drop for Stop {
 }
 
 fn extract(tar: impl Read, into: &Path, stop: &AtomicBool) -> Result<()> {
-    let mut archive = tar::Archive::new(tar);
-    let mut left = MOST;
-    for (number, entry) in archive.entries()?.enumerate() {
-        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-        ensure!(number < MOST_ENTRIES, "it has more than {MOST_ENTRIES} files");
-        let mut entry = entry?;
-        if entry.header().entry_type() != tar::EntryType::Regular {
+    let going = || if stop.load(Ordering::Relaxed) { bail!("interrupted") } else { Ok(()) };
+    let mut archive = Stream::new(BufReader::new(tar), MOST_UNPACKED);
+    let (mut left, mut entries) = (MOST, 0);
+    while let Some(entry) = archive.next(true)? {
+        going()?;
+        entries += 1;
+        ensure!(entries < MOST_ENTRIES, "it has more than {MOST_ENTRIES} files");
+        let is_file = entry.kind == tar::EntryType::Regular && entry.sparse.is_none();
+        let Some(name) = wanted(Path::new(OsStr::from_bytes(&entry.path))).filter(|_| is_file) else {
+            archive.skip(entry.size, &entry.path)?;
             continue;
-        }
-        let Some(name) = wanted(&entry.path()?) else { continue };
-        let size = entry.size();
-        ensure!(size <= left, "its files are larger than {MOST} bytes");
-        left -= size;
+        };
+        ensure!(entry.size <= left, "its files are larger than {MOST} bytes");
+        left -= entry.size;
         let path = into.join(name);
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        }
-        let copied =
-            std::fs::File::create_new(&path).and_then(|mut file| std::io::copy(&mut entry, &mut file));
-        copied.with_context(|| format!("write {}", path.display()))?;
+        let what = || format!("write {}", path.display());
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).with_context(what)?;
+        let mut file = std::fs::File::create_new(&path).with_context(what)?;
+        archive.copy(entry.size, &entry.path, |piece| {
+            going()?;
+            file.write_all(piece).with_context(what)
+        })?;
+        archive.pad(entry.size, &entry.path)?;
     }
     // dpkg-deb writes padding behind the end of the archive.
-    std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
+    archive.drain()?;
     Ok(())
 }
 
@@ -190,6 +198,14 @@ mod tests {
         assert_eq!(std::fs::read(into.join("vmlinuz")).unwrap(), b"4");
         let cut = &archive(&[("lib/modules/6/fs/z.ko", &[0; 2000])])[..1000];
         assert!(extract(cut, &into, &AtomicBool::new(false)).is_err());
+        // A name of 2 MB: what a package says of its sizes does not determine the memory.
+        let mut long = tar::Header::new_gnu();
+        long.set_entry_type(tar::EntryType::GNULongName);
+        long.set_size(2 << 20);
+        long.set_cksum();
+        let long = [&long.as_bytes()[..], &[b'x'; 2 << 20]].concat();
+        let error = extract(&long[..], &into, &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(error.contains("extension records"), "{error}");
         let stopped = extract(&twice[..], &into, &AtomicBool::new(true)).unwrap_err();
         assert_eq!(stopped.to_string(), "interrupted");
     }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 const ALWAYS: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "overlay"];
 /// Limit of a module's size in bytes, when it is decompressed.
 const MOST: u64 = 64 << 20;
+/// Limit of all modules that a guest loads, in bytes: they are in its memory too, and all of them in this program's.
+const MOST_TOGETHER: u64 = 256 << 20;
 /// Limit of the modules that a guest loads.
 const MOST_MODULES: usize = 500;
 /// Limit of the files below a directory of modules, and of its depth.
@@ -46,7 +48,7 @@ pub(super) fn name_of(file: &str) -> Option<String> {
 pub(super) fn closure(dir: &Path, wanted: &[String]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     collect(dir, MOST_DEEP, &mut files)?;
-    let mut found = Found { files, seen: BTreeSet::new(), loaded: Vec::new() };
+    let mut found = Found { files, seen: BTreeSet::new(), left: MOST_TOGETHER, loaded: Vec::new() };
     for name in ALWAYS.into_iter().chain(wanted.iter().map(String::as_str)) {
         found.add(&name.replace('-', "_"), 0)?;
     }
@@ -56,6 +58,8 @@ pub(super) fn closure(dir: &Path, wanted: &[String]) -> Result<Vec<Module>> {
 struct Found {
     files: BTreeMap<String, PathBuf>,
     seen: BTreeSet<String>,
+    /// Bytes that further modules may have.
+    left: u64,
     loaded: Vec<Module>,
 }
 
@@ -71,7 +75,8 @@ impl Found {
             return Ok(());
         }
         ensure!(self.seen.len() <= MOST_MODULES && depth < 64, "{name} depends on too many modules");
-        let bytes = read(&path).with_context(|| format!("read {}", path.display()))?;
+        let bytes = read(&path, self.left).with_context(|| format!("read {}", path.display()))?;
+        self.left -= bytes.len() as u64;
         for needed in needs(&bytes).with_context(|| format!("read {}", path.display()))? {
             self.add(&needed, depth + 1)?;
         }
@@ -97,7 +102,8 @@ fn collect(dir: &Path, deep: usize, files: &mut BTreeMap<String, PathBuf>) -> Re
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// Reads a module, of at most so many bytes.
+fn read(path: &Path, left: u64) -> Result<Vec<u8>> {
     let file = std::io::BufReader::new(std::fs::File::open(path)?);
     let mut bytes = Vec::new();
     let reader: Box<dyn Read> = match path.extension().and_then(|extension| extension.to_str()) {
@@ -106,8 +112,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         Some("gz") => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         _ => Box::new(file),
     };
-    reader.take(MOST + 1).read_to_end(&mut bytes)?;
+    let most = MOST.min(left);
+    reader.take(most + 1).read_to_end(&mut bytes)?;
     ensure!(bytes.len() as u64 <= MOST, "it is larger than {MOST} bytes");
+    ensure!(bytes.len() as u64 <= most, "all modules together are larger than {MOST_TOGETHER} bytes");
     Ok(bytes)
 }
 
@@ -214,6 +222,21 @@ pub(super) mod tests {
         let found = closure(dir.path(), &["a".to_owned(), "b".to_owned()]).unwrap();
         assert_eq!(found.len(), 2);
         assert!(found.iter().all(|module| module.bytes == plain));
+    }
+
+    #[test]
+    fn all_modules_together_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        // Each is a few KB as a file.
+        let padded = [module(b""), vec![0; 60 << 20]].concat();
+        let padded = zstd::encode_all(&padded[..], 1).unwrap();
+        let names: Vec<String> = (0..5).map(|n| format!("m{n}")).collect();
+        for name in &names {
+            std::fs::write(dir.path().join(format!("{name}.ko.zst")), &padded).unwrap();
+        }
+        assert_eq!(closure(dir.path(), &names[..4]).unwrap().len(), 4);
+        let error = format!("{:#}", closure(dir.path(), &names).unwrap_err());
+        assert!(error.contains("all modules together"), "{error}");
     }
 
     #[test]

@@ -43,14 +43,10 @@ impl Results for Report {
         }
         let how = Part::Lines(self.engines().join("\n"));
         sections.push(Section { heading: "How the engines were run".to_owned(), parts: vec![how] });
-        let verdicts = self.verdicts();
+        let verdict = self.comparisons.first().map(|of| of.verdict(&self.options));
         Page {
             title: "wardian lab compare".to_owned(),
-            verdict: if verdicts.is_empty() {
-                "Nothing was compared.".to_owned()
-            } else {
-                verdicts.join(" ")
-            },
+            verdict: verdict.unwrap_or_else(|| "Nothing was compared.".to_owned()),
             incomplete: self.error.clone(),
             command: self.command.clone(),
             machine: super::machine(&self.host),
@@ -84,6 +80,7 @@ fn section(report: &Report, of: &Comparison) -> Section {
     let drawn = pictures::Comparison { unit: Unit::Ms, entries, bound: None };
     let reference = &of.reference;
     let mut parts = vec![
+        Part::Text(of.verdict(&report.options)),
         Part::Text(format!(
             "A bar is the median of the rounds, a dot is a round. A factor says by what a duration is that of \
              {reference} in the same round, with its interval of 95 %."

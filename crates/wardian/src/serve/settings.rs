@@ -8,7 +8,7 @@ use clap::Args as ClapArgs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing_subscriber::filter::Targets;
-use wardian_engine::IdRanges;
+use wardian_engine::{IdRanges, LEAST_OUTPUT_FILES};
 use wardian_store::{DiskDriver, Fetching, Host, Limits, Pull};
 
 /// The default limit of connections. A process with an attached client takes three.
@@ -146,9 +146,9 @@ pub struct Args {
     /// or a sixteenth of the host's memory if that is less]
     #[arg(long, value_name = "BYTES", env = "WARDIAN_KEPT_OUTPUT", value_parser = crate::store::size)]
     pub kept_output: Option<u64>,
-    /// Write what is kept of a process's output to files as well, at most so much of each: `64M`. They are in output/CONTAINER-ID
-    /// of --root, in the format of CRI logs, rotated, and go with their container; 0: none
-    #[arg(long, value_name = "BYTES", env = "WARDIAN_OUTPUT_FILES", value_parser = crate::store::size, default_value = "0")]
+    /// Write what is kept of a process's output to files as well, at most so much of each (256K or more): `64M`. They are in
+    /// output/CONTAINER-ID of --root, in the format of CRI logs, rotated, and go with their container; 0: none
+    #[arg(long, value_name = "BYTES", env = "WARDIAN_OUTPUT_FILES", value_parser = output_files, default_value = "0")]
     pub output_files: u64,
     /// Percent of a processor that one CPU share entitles to, in metrics [default: all processors over all memory in MiB]
     #[arg(long, value_name = "PERCENT", env = "WARDIAN_CPU_ENTITLEMENT_PER_SHARE", value_parser = percent)]
@@ -268,6 +268,15 @@ fn host_name(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err(format!("{text:?} is not a host name without port or wildcard, such as cell-1.example.com"))
+    }
+}
+
+fn output_files(text: &str) -> Result<u64, String> {
+    match crate::store::size(text)? {
+        bytes @ 1..LEAST_OUTPUT_FILES => {
+            Err(format!("{bytes} bytes are too few: 256K at least, or 0 for none"))
+        }
+        bytes => Ok(bytes),
     }
 }
 
