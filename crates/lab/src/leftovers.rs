@@ -14,15 +14,21 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use wardian_sys::directory::Directory;
 
 /// Directory of the records.
 const RECORDS: &str = "/run/wardian-lab";
+/// The store of a server, below its directory, and its run directory, below that of its live state.
+pub(crate) const ROOT: &str = "root";
+pub(crate) const RUN: &str = "run";
 /// Prefix of the names of experiments' directories.
 pub const PREFIX: &str = "wardian-lab-";
 /// Prefix of the names of all cgroups that experiments and their servers make.
 const GROUPS: &str = "wardian-";
+/// Number of records that this process has begun.
+static BEGUN: AtomicU32 = AtomicU32::new(0);
 /// How long killed processes may take to leave their cgroups.
 const DYING: Duration = Duration::from_secs(10);
 
@@ -45,7 +51,7 @@ pub struct Left {
     /// Processes that do not end with the experiment, each with its start time in ticks since the boot.
     #[serde(default)]
     processes: Vec<(u32, u64)>,
-    /// The directory of a server's live state.
+    /// The directory of a server's live state. Its store is below `dir`.
     #[serde(default)]
     live: Option<PathBuf>,
 }
@@ -92,7 +98,8 @@ impl Records {
         Ok(Record {
             lock_path: self.folder.join("lock"),
             folder,
-            name: format!("{pid}.json"),
+            // An experiment may have several, one for each of its servers.
+            name: format!("{pid}-{}.json", BEGUN.fetch_add(1, Ordering::Relaxed)),
             left,
             lock: None,
         })
@@ -104,12 +111,13 @@ impl Records {
         folder.map(|folder| dead(&folder)).unwrap_or_default().into_iter().map(|(_, left)| left).collect()
     }
 
-    /// Restores what ended experiments have left. Returns what was done, and what could not be, as text.
-    pub fn restore(&self) -> Vec<String> {
+    /// Restores what ended experiments have left. `program` has the command `reset`. Returns what was done, and what could
+    /// not be, as text.
+    pub fn restore(&self, program: &Path) -> Vec<String> {
         let mut told = Vec::new();
         let Ok(folder) = Directory::open(&self.folder) else { return told };
         for (name, left) in dead(&folder) {
-            match self.restore_one(&left) {
+            match self.restore_one(&left, program) {
                 Ok(()) => {
                     let things = left.things().into_iter();
                     told.extend(things.map(|(kind, what)| {
@@ -123,20 +131,38 @@ impl Records {
         told
     }
 
-    fn restore_one(&self, left: &Left) -> Result<()> {
+    fn restore_one(&self, left: &Left, program: &Path) -> Result<()> {
         if !left.changed.is_empty() && left.boot == boot() {
             let _lock = lock(&self.folder.join("lock"))?;
             sysctl::restore(&left.before, &left.changed)?;
         }
         if left.boot == boot() {
             left.kill()?;
-            if let Some(live) = &left.live {
+            if let (Some(dir), Some(live)) = (&left.dir, &left.live) {
+                reset(program, dir, live)?;
                 // A server whose run directory is on a disk has mounted a tmpfs there.
-                let _ = rustix::mount::unmount(live.join("run"), UnmountFlags::DETACH);
+                let _ = rustix::mount::unmount(live.join(RUN), UnmountFlags::DETACH);
             }
         }
         left.live.iter().chain(&left.dir).try_for_each(|dir| remove(dir))
     }
+}
+
+/// Removes what a server has made that was killed: containers, cgroups, networks. `live` has its instance.
+fn reset(program: &Path, dir: &Path, live: &Path) -> Result<()> {
+    if !live.join(RUN).join("instance.json").exists() {
+        return Ok(());
+    }
+    let mut command = std::process::Command::new(program);
+    command
+        .args(["reset", "--yes", "--images", "--root"])
+        .arg(dir.join(ROOT))
+        .arg("--run")
+        .arg(live.join(RUN));
+    let said = command.stdin(std::process::Stdio::null()).output().context("run wardian reset")?;
+    let words = String::from_utf8_lossy(&said.stderr);
+    ensure!(said.status.success(), "reset what a server has made: {}", wardian_sys::text::tame(words.trim()));
+    Ok(())
 }
 
 /// Removes an experiment's directory.
@@ -154,14 +180,22 @@ fn remove(dir: &Path) -> Result<()> {
 /// The records of experiments whose process has ended, with their names.
 fn dead(folder: &Directory) -> Vec<(String, Left)> {
     let names = folder.names().unwrap_or_default().into_iter().filter_map(|name| name.into_string().ok());
-    names
+    let mut dead: Vec<(String, Left)> = names
         .filter(|name| name.ends_with(".json"))
         .filter_map(|name| {
             let left: Left = serde_json::from_value(json(folder, &name)).ok()?;
             let lives = left.boot == boot() && started(left.pid) == Some(left.started);
             (!lives).then_some((name, left))
         })
-        .collect()
+        .collect();
+    // A server's directory may be in that of an experiment, which is recorded before it.
+    dead.sort_by_key(|(name, _)| std::cmp::Reverse(number(name)));
+    dead
+}
+
+/// Number of a record of its process.
+fn number(name: &str) -> Option<u32> {
+    name.strip_suffix(".json")?.split_once('-')?.1.parse().ok()
 }
 
 impl Left {
@@ -226,21 +260,15 @@ impl Record {
         self.save()
     }
 
-    /// Records a server: its process, its live state and its cgroup.
-    pub(crate) fn server(&mut self, live: &Path, group: Option<String>, pid: Option<u32>) -> Result<()> {
-        self.left.live = Some(live.to_owned());
-        self.left.groups.extend(group);
-        match pid {
-            Some(pid) => self.process(pid),
-            None => self.save(),
-        }
+    /// Records a server that is about to be started: its directory, and that of its live state.
+    pub(crate) fn server(&mut self, dir: &Path, live: &Path) -> Result<()> {
+        (self.left.dir, self.left.live) = (Some(dir.to_owned()), Some(live.to_owned()));
+        self.save()
     }
 
-    /// Drops the processes from the record, and what came with a server: they have ended.
+    /// Drops the processes from the record: they have ended.
     pub(crate) fn processes_ended(&mut self) -> Result<()> {
         self.left.processes.clear();
-        self.left.live = None;
-        self.left.groups.truncate(1);
         self.save()
     }
 
@@ -329,15 +357,54 @@ mod tests {
         std::fs::create_dir_all(dir.join("deep")).unwrap();
         let mut record = records.begin().unwrap();
         record.dir(&dir).unwrap();
-        assert!(records.find().is_empty() && records.restore().is_empty(), "it lives");
+        assert!(records.find().is_empty() && records.restore(Path::new("/bin/false")).is_empty(), "it lives");
         // The same pid with another start time: another process.
         record.left.started += 1;
         record.save().unwrap();
         assert_eq!(records.find()[0].dir.as_deref(), Some(dir.as_path()));
-        let told = records.restore();
+        let told = records.restore(Path::new("/bin/false"));
         assert!(told[0].ends_with(&format!("set right: directory {}", dir.display())), "{told:?}");
         assert!(!dir.exists() && records.find().is_empty());
         record.end().unwrap();
+    }
+
+    /// The server that an experiment had started is reset before its directories are removed.
+    #[test]
+    fn what_a_server_has_made_is_removed_before_its_store() {
+        let base = tempfile::tempdir().unwrap();
+        let records = Records { folder: base.path().join("records") };
+        let (outer, live) = (base.path().join("wardian-lab-x"), base.path().join("wardian-lab-live"));
+        let dir = outer.join("wardian-lab-server");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::create_dir_all(live.join(RUN)).unwrap();
+        std::fs::write(live.join(RUN).join("instance.json"), "{}").unwrap();
+        let mut first = records.begin().unwrap();
+        first.dir(&outer).unwrap();
+        let mut second = records.begin().unwrap();
+        second.server(&dir, &live).unwrap();
+        for record in [&mut first, &mut second] {
+            record.left.started += 1;
+            record.save().unwrap();
+        }
+        let told = records.restore(Path::new("/bin/false"));
+        assert!(told[0].contains("reset what a server has made"), "{told:?}");
+        assert!(live.exists(), "it is tried again");
+        std::fs::create_dir_all(&dir).unwrap();
+        second.save().unwrap();
+        let program = base.path().join("program");
+        std::fs::write(
+            &program,
+            format!("#!/bin/sh\necho \"$@\" > {}/said\nls {}", base.path().display(), dir.display()),
+        )
+        .unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let told = records.restore(&program);
+        assert!(told.iter().all(|line| line.contains("set right: directory")), "{told:?}");
+        let said = std::fs::read_to_string(base.path().join("said")).unwrap();
+        let expected =
+            format!("reset --yes --images --root {}/root --run {}/run\n", dir.display(), live.display());
+        assert_eq!(said, expected);
+        assert!(!live.exists() && !outer.exists() && records.find().is_empty());
     }
 
     #[test]
@@ -349,7 +416,7 @@ mod tests {
         let mut record = records.begin().unwrap();
         record.left.started += 1;
         record.dir(&precious).unwrap();
-        let told = records.restore();
+        let told = records.restore(Path::new("/bin/false"));
         assert!(told[0].contains("no experiment's directory"), "{told:?}");
         assert!(precious.exists());
     }
@@ -368,9 +435,9 @@ mod tests {
         assert!(error.to_string().contains("wait for it"), "{error}");
         record.left.started += 1;
         record.save().unwrap();
-        assert!(records.restore()[0].contains("wait for it"), "its lock is held");
+        assert!(records.restore(Path::new("/bin/false"))[0].contains("wait for it"), "its lock is held");
         record.lock = None;
-        assert!(records.restore()[0].contains("set right: sysctl vm.dirty_ratio"));
+        assert!(records.restore(Path::new("/bin/false"))[0].contains("set right: sysctl vm.dirty_ratio"));
         assert_eq!(sysctl::read().unwrap(), before);
     }
 }

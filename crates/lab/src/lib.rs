@@ -36,8 +36,7 @@ pub mod signals;
 pub mod teardown;
 pub mod timelines;
 
-use signals::Asking;
-use tokio::signal::unix::SignalKind;
+use signals::{Signals, asking};
 
 /// A signal asked the experiment to stop. Everything that it had made is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,20 +53,14 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Waits for Ctrl-C or SIGTERM. Returns the signal's number.
+/// Waits for a signal that asks to end: Ctrl-C, SIGTERM, the end of the terminal. Returns its number.
 async fn interrupted() -> std::io::Result<i32> {
     Ok(interruption()?.await)
 }
 
-/// The same, but the handlers are installed at once and not only when it is awaited: from then on neither signal ends
+/// The same, but the handlers are installed at once and not only when it is awaited: from then on no such signal ends
 /// the process.
 fn interruption() -> std::io::Result<impl Future<Output = i32>> {
-    let mut interrupt = Asking::catch(SignalKind::interrupt())?;
-    let mut terminate = Asking::catch(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            () = interrupt.recv() => 2,
-            () = terminate.recv() => 15,
-        }
-    })
+    let mut signals = Signals::catch(&asking())?;
+    Ok(async move { signals.next().await })
 }

@@ -15,7 +15,7 @@ use wardian_sys::stderr::line;
 use wardian_sys::text::tame_lines;
 
 use crate::ground;
-use crate::leftovers::PREFIX;
+use crate::leftovers::{PREFIX, ROOT, RUN, Record, Records};
 use crate::namespace::Namespace;
 
 /// Time limit for a server's first answer to a ping.
@@ -46,6 +46,8 @@ pub struct LocalServer {
     dir: TempDir,
     /// The run directory; on a tmpfs when there is one.
     live: TempDir,
+    /// What the next experiment removes if this process is killed.
+    record: Record,
 }
 
 impl LocalServer {
@@ -72,11 +74,16 @@ impl LocalServer {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
             std::fs::set_permissions(path, mode).with_context(|| format!("open up {}", path.display()))?;
         }
+        let mut record = Records::usual().begin()?;
+        record.server(dir.path(), live.path())?;
         let child = spawn(program, dir.path(), live.path(), &extras)?;
-        let mut server = Self { program: program.to_owned(), extras, child, dir, live };
+        child.id().map_or(Ok(()), |pid| record.process(pid))?;
+        let mut server = Self { program: program.to_owned(), extras, child, dir, live, record };
         if let Err(error) = server.ready().await {
             let _ = server.child.kill().await;
-            return Err(error);
+            drop((server.live, server.dir));
+            let ended = server.record.processes_ended().and_then(|()| server.record.end());
+            return Err(ended.err().unwrap_or(error));
         }
         Ok(server)
     }
@@ -88,17 +95,7 @@ impl LocalServer {
 
     /// The store's directory.
     pub fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
-    }
-
-    /// The directory of live state.
-    pub(crate) fn live(&self) -> &Path {
-        self.live.path()
-    }
-
-    /// Name of its control group.
-    pub(crate) fn group(&self) -> Option<String> {
-        group(self.live.path())
+        self.dir.path().join(ROOT)
     }
 
     /// The server's process id, while it runs.
@@ -123,7 +120,9 @@ impl LocalServer {
         let begin = Instant::now();
         self.child = spawn(&self.program, self.dir.path(), self.live.path(), &self.extras)?;
         self.ready().await?;
-        Ok(begin.elapsed())
+        let took = begin.elapsed();
+        self.child.id().map_or(Ok(()), |pid| self.record.process(pid))?;
+        Ok(took)
     }
 
     /// The last lines of the server's log.
@@ -180,7 +179,7 @@ impl LocalServer {
         if let Err(error) = emptied {
             let (dir, live) = (self.dir.keep(), self.live.keep());
             return Err(error.context(format!(
-                "containers may be left; the store is kept in {}, live state in {}",
+                "containers may be left; until the next experiment removes them, the store is in {}, live state in {}",
                 dir.display(),
                 live.display()
             )));
@@ -190,7 +189,9 @@ impl LocalServer {
         let run = run(self.live.path());
         let _ = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH);
         self.live.close().context("remove the directory of live state")?;
-        self.dir.close().context("remove the directory of the store")
+        self.dir.close().context("remove the directory of the store")?;
+        self.record.processes_ended()?;
+        self.record.end()
     }
 
     async fn empty(&mut self) -> Result<()> {
@@ -302,7 +303,7 @@ async fn remove_cgroups(live: &Path) {
 }
 
 fn run(live: &Path) -> PathBuf {
-    live.join("run")
+    live.join(RUN)
 }
 
 fn log(dir: &Path) -> PathBuf {
@@ -318,9 +319,12 @@ fn spawn(program: &Path, dir: &Path, live: &Path, extras: &Extras) -> Result<Chi
         std::fs::File::options().create(true).append(true).open(log(dir)).context("make the server's log")?;
     // nsenter(1) becomes the server, whose process id is therefore the child's.
     let mut command = match &extras.namespace {
-        Some(namespace) => Command::from(namespace.command(program)),
-        None => Command::new(program),
+        Some(namespace) => namespace.command(program),
+        None => std::process::Command::new(program),
     };
+    // Containers outlive the server; but nothing makes further ones when this process is killed.
+    wardian_sys::tether::tie(&mut command);
+    let mut command = Command::from(command);
     // Environment variables for the machine's own server must not reach this one, but for those with which an
     // experiment is controlled.
     const CONTROLS: [&str; 3] = ["WARDIAN_KEEPER", "WARDIAN_LOG", "WARDIAN_NETWORK"];
@@ -332,7 +336,7 @@ fn spawn(program: &Path, dir: &Path, live: &Path, extras: &Extras) -> Result<Chi
     }
     command
         .args(["serve", "--listen", &address(live), "--root"])
-        .arg(dir.join("root"))
+        .arg(dir.join(ROOT))
         .arg("--run")
         .arg(run(live))
         .args(&extras.args)

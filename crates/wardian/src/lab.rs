@@ -102,7 +102,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         return wardian_lab::compare::init().map(|()| ExitCode::SUCCESS);
     }
     let program = std::env::current_exe().context("find this program")?;
-    for line in Records::usual().restore() {
+    for line in Records::usual().restore(&program) {
         crate::print::say(&crate::print::tame(&line));
     }
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;

@@ -43,11 +43,6 @@ impl Garden {
         Ok(Self { client, local: None, image: image.display().to_string(), made: RefCell::default() })
     }
 
-    /// The server of our own.
-    pub(super) fn local(&self) -> Option<&LocalServer> {
-        self.local.as_ref()
-    }
-
     pub(super) async fn create(&self, name: &str, full: Option<&Goods>) -> Result<()> {
         let image = match full {
             None => self.image.clone(),

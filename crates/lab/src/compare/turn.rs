@@ -69,7 +69,7 @@ pub(super) struct Ground<'a> {
 /// An engine that runs.
 #[derive(Debug)]
 pub(super) enum Live {
-    Garden(Garden),
+    Garden(Box<Garden>),
     Cli(Cli),
     Containerd(Containerd),
 }
@@ -80,13 +80,11 @@ impl Live {
         let program = &ground.options.program;
         let kind = match engine {
             Engine::Wardian => {
-                let garden = Garden::start(program, ground.dir, &ground.image).await?;
-                if let Some(local) = garden.local() {
-                    record.server(local.live(), local.group(), local.pid())?;
-                }
-                return Ok(Self::Garden(garden));
+                return Ok(Self::Garden(Box::new(Garden::start(program, ground.dir, &ground.image).await?)));
             }
-            Engine::Garden(address) => return Ok(Self::Garden(Garden::at(address, &ground.image)?)),
+            Engine::Garden(address) => {
+                return Ok(Self::Garden(Box::new(Garden::at(address, &ground.image)?)));
+            }
             Engine::Podman => Some(Kind::Podman { rm: false }),
             Engine::PodmanRm => Some(Kind::Podman { rm: true }),
             Engine::Docker => Some(Kind::Docker),

@@ -138,7 +138,8 @@ fn remove(wanted: &Survey, runs: &[PathBuf]) -> Result<()> {
     }
     let kinds: BTreeSet<&str> = wanted.leaks.iter().map(|leak| leak.kind).collect();
     if kinds.contains("directory") || kinds.contains("sysctl") {
-        for said in leftovers::Records::usual().restore() {
+        let program = std::env::current_exe().context("find this program")?;
+        for said in leftovers::Records::usual().restore(&program) {
             print::text(&format!("{said}\n"))?;
         }
     }

@@ -4,14 +4,17 @@ use super::history::{STEP, words};
 use super::kept::Place;
 use super::webhook::{self, Webhook};
 use crate::{exit, print};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{ExitCode, Stdio};
+use std::process::{ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
@@ -25,6 +28,8 @@ use wardian_sys::directory::Directory;
 const EXPERIMENTS: [&str; 4] = ["scale", "teardown", "bench", "record"];
 /// So much of what an experiment says is shown if it fails, in bytes.
 const TAIL: usize = 4096;
+/// How long its output may stay open after its end: a process that it has left may hold it for ever.
+const AFTER: Duration = Duration::from_secs(1);
 
 /// How often, and what.
 #[derive(Debug, clap::Args)]
@@ -38,8 +43,9 @@ pub struct Args {
     /// Run it once, for a timer of the system's; exit code 3 if a step appeared
     #[arg(long)]
     once: bool,
-    /// Post a JSON object there when a step appears: http:// or https://
-    #[arg(long, value_name = "URL", value_parser = webhook::url)]
+    /// Post a JSON object there when a step appears: http:// or https://. A URL with a secret belongs in the environment, not
+    /// in a command line, which every user of the host can read
+    #[arg(long, value_name = "URL", env = "WARDIAN_LAB_WEBHOOK", hide_env_values = true, value_parser = webhook::url)]
     webhook: Option<reqwest::Url>,
     #[command(flatten)]
     place: Place,
@@ -69,10 +75,11 @@ pub fn run(args: Args, runtime: &tokio::runtime::Runtime, program: &Path) -> Res
         let count = if args.once { Some(1) } else { args.count };
         watch.repeat(count, args.every, &mut signals).await
     })?;
-    if args.once && watch.failures > 0 {
-        bail!("the experiment failed");
-    }
-    Ok(if watch.steps > 0 { ExitCode::from(STEP) } else { ExitCode::SUCCESS })
+    Ok(match (watch.steps, watch.failures) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => ExitCode::FAILURE,
+        _ => ExitCode::from(STEP),
+    })
 }
 
 /// Refuses what is no experiment before it fails every ten minutes.
@@ -145,51 +152,85 @@ impl Watch<'_> {
         }
     }
 
+    /// Runs the experiment once, and looks at what it has appended. A failure is told and ends nothing: the next run may
+    /// succeed.
+    ///
+    /// # Errors
+    /// [`Interrupted`], or the experiment cannot be started.
     async fn once(&mut self, signals: &mut Signals) -> Result<()> {
-        let before = self.store.newest()?;
-        let mut child = Command::new(self.program)
+        let before = match self.store.newest() {
+            Ok(before) => before,
+            Err(error) => {
+                self.failed(&format!("the history cannot be read: {error}"));
+                return Ok(());
+            }
+        };
+        let (status, said) = self.run(signals).await?;
+        if !status.success() {
+            self.failed(&format!("the experiment failed ({status}):\n{said}"));
+        }
+        match self.look(before, signals).await {
+            Ok(0) if status.success() => {
+                self.failed(&format!("the experiment has kept no run in the history:\n{said}"));
+            }
+            Ok(_) => {}
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => self.failed(&format!("the history was not searched for steps: {error:#}")),
+        }
+        Ok(())
+    }
+
+    /// Tells of a failure, and counts it.
+    fn failed(&mut self, text: &str) {
+        self.failures += 1;
+        print::note(text.trim_end());
+    }
+
+    /// Runs the experiment. Returns how it ended, and the end of what it said.
+    async fn run(&self, signals: &mut Signals) -> Result<(ExitStatus, String)> {
+        let mut command = std::process::Command::new(self.program);
+        command
             .arg("lab")
             .args(&self.experiment)
             .env("WARDIAN_LAB_HISTORY", self.store.path())
+            .env_remove("WARDIAN_LAB_WEBHOOK")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             // Ctrl-C reaches this process alone, which passes it on.
-            .process_group(0)
-            .spawn()
-            .context("start the experiment")?;
-        let said = child.stderr.take().map(|stderr| tokio::spawn(tail(stderr)));
+            .process_group(0);
+        // The next `lab run` would otherwise measure beside what this one has left when it was killed.
+        wardian_sys::tether::tie(&mut command);
+        let mut child = Command::from(command).spawn().context("start the experiment")?;
+        let said = Arc::new(Mutex::new(VecDeque::new()));
+        let tail = child.stderr.take().map(|stderr| tokio::spawn(tail(stderr, said.clone())));
         let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let (status, signal) = tokio::select! {
-            status = child.wait() => (status, None),
-            signal = signals.next() => {
-                if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
-                    let _ = kill_process(pid, signal);
-                }
+        let mut asked = None;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status.context("wait for the experiment")?,
                 // It cleans up, for which it has its own time limits.
-                (child.wait().await, Some(signal))
+                signal = signals.next() => {
+                    asked = Some(signal);
+                    if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
+                        let _ = kill_process(pid, signal);
+                    }
+                }
             }
         };
-        let status = status.context("wait for the experiment")?;
-        if let Some(signal) = signal {
+        if let Some(signal) = asked {
             return Err(Interrupted(signal).into());
         }
-        let said = match said {
-            Some(said) => said.await.unwrap_or_default(),
-            None => String::new(),
-        };
-        let is_record = self.experiment.first().is_some_and(|word| word == "record");
-        if !status.success() && !is_record {
-            self.failures += 1;
-            print::note(&format!("the experiment failed ({status}):\n{said}"));
+        if let Some(tail) = tail {
+            let _ = tokio::time::timeout(AFTER, tail).await;
         }
-        self.look(before).await
+        let text = String::from_utf8_lossy(said.lock().make_contiguous()).into_owned();
+        Ok((status, text))
     }
 
-    /// Tells what is new in the series that were appended to.
-    async fn look(&mut self, before: i64) -> Result<()> {
+    /// Tells what is new in the series that were appended to. Returns how many there are.
+    async fn look(&mut self, before: i64, signals: &mut Signals) -> Result<usize> {
         let names = self.store.series_since(before)?;
-        ensure!(!names.is_empty() || self.failures > 0, "the experiment has kept no run in the history");
         for series in self.store.series()?.into_iter().filter(|series| names.contains(&series.name)) {
             let newest = self.store.points(&series.name)?.pop();
             if let Some(point) = newest.filter(|point| point.complete) {
@@ -205,14 +246,21 @@ impl Watch<'_> {
                 print::line(&words::details(&series, &step))?;
                 if let Some(webhook) = &self.webhook {
                     let message = webhook::Message { text: &text, series: &series.name, step: &step };
-                    if let Err(error) = webhook.post(&message).await {
-                        print::note(&format!("the webhook was not told: {error:#}"));
+                    let posted = tokio::select! {
+                        posted = webhook.post(&message) => posted,
+                        signal = signals.next() => return Err(Interrupted(signal).into()),
+                    };
+                    if let Err(error) = posted {
+                        print::note(&format!(
+                            "the webhook was not told, and is after the next run: {error:#}"
+                        ));
+                        continue;
                     }
                 }
                 self.store.remember(&series.name, &step)?;
             }
         }
-        Ok(())
+        Ok(names.len())
     }
 }
 
@@ -220,16 +268,17 @@ fn told(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
-/// Reads to the end and returns the last part.
-async fn tail(mut from: impl AsyncRead + Unpin) -> String {
-    let (mut last, mut buffer) = (VecDeque::new(), [0; TAIL]);
+/// Reads to the end, and keeps the last part.
+async fn tail(mut from: impl AsyncRead + Unpin, last: Arc<Mutex<VecDeque<u8>>>) {
+    let mut buffer = [0; TAIL];
     while let Ok(read) = from.read(&mut buffer).await
         && read > 0
     {
+        let mut last = last.lock();
         last.extend(&buffer[..read]);
-        last.drain(..last.len().saturating_sub(TAIL));
+        let more = last.len().saturating_sub(TAIL);
+        last.drain(..more);
     }
-    String::from_utf8_lossy(last.make_contiguous()).into_owned()
 }
 
 #[cfg(test)]
@@ -259,7 +308,9 @@ mod tests {
     #[tokio::test]
     async fn the_tail_is_kept() {
         let text = [vec![b'a'; 10_000], b"the end".to_vec()].concat();
-        let kept = tail(&text[..]).await;
+        let kept = Arc::default();
+        tail(&text[..], Arc::clone(&kept)).await;
+        let kept = String::from_utf8(kept.lock().make_contiguous().to_vec()).unwrap();
         assert!(kept.len() == TAIL && kept.ends_with("the end"));
     }
 }

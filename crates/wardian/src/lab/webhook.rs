@@ -1,6 +1,7 @@
 //! Tells a web server of a step.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use reqwest::StatusCode;
 use std::time::Duration;
 use wardian_history::steps::Step;
 
@@ -15,6 +16,11 @@ pub struct Webhook {
     url: reqwest::Url,
     client: reqwest::Client,
 }
+
+/// The server does not want the message.
+#[derive(Debug, thiserror::Error)]
+#[error("the server answered {0}")]
+struct Refused(StatusCode);
 
 /// Parses a URL.
 pub fn url(text: &str) -> Result<reqwest::Url, String> {
@@ -51,8 +57,9 @@ impl Webhook {
             let done = self.once(body.clone()).await;
             let Err(error) = done else { return Ok(()) };
             match pauses.next() {
-                Some(pause) => tokio::time::sleep(*pause).await,
-                None => return Err(error),
+                // What was refused is refused again.
+                Some(pause) if !error.is::<Refused>() => tokio::time::sleep(*pause).await,
+                _ => return Err(error),
             }
         }
     }
@@ -70,6 +77,10 @@ impl Webhook {
             Err(error) => bail!(error.without_url()),
         };
         let status = answer.status();
+        let again = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+        if status.is_client_error() && !again.contains(&status) {
+            return Err(Refused(status).into());
+        }
         ensure!(status.is_success(), "the server answered {status}");
         Ok(())
     }
