@@ -51,6 +51,16 @@ pub enum Error {
         /// The newest version that this program knows.
         known: i64,
     },
+    /// The file cannot be written, and cannot be read as it is.
+    #[error(
+        "the history {path} cannot be written, and must be before it can be read: copy it, with its -wal file if there is one, \
+         and name the copy with --history",
+        path = .path.display()
+    )]
+    Unmerged {
+        /// The file.
+        path: PathBuf,
+    },
     /// The disk is full.
     #[error("the history {path} was not written: its disk is full", path = .path.display())]
     Full {

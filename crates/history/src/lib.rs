@@ -21,5 +21,5 @@ mod timeline;
 pub use error::{Error, Result};
 pub use ratio::{Estimate, FEWEST, TooFew, median, ratio};
 pub use run::{Machine, Run};
-pub use store::{Filter, PATH, Point, Series, Store};
+pub use store::{Filter, PATH, Point, Series, Store, is_database};
 pub use timeline::{Bar, Mark, Row, Sample, Timeline, Wait};

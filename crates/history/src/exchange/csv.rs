@@ -2,7 +2,7 @@
 //!
 //! The columns of [`FIXED`], then one for each parameter (`parameter.NAME`) and each figure (`figure.NAME`) that a run
 //! has. An empty cell is a parameter or figure that the run lacks; a parameter that is empty is written as `""""""`, two
-//! quotes. Timelines are left out.
+//! quotes. A text that a spreadsheet would take for a formula is preceded by an apostrophe. Timelines are left out.
 
 use crate::error::{Error, Result};
 use crate::{Machine, Run};
@@ -34,6 +34,8 @@ const FIXED: [&str; 19] = [
 ];
 const PARAMETER: &str = "parameter.";
 const FIGURE: &str = "figure.";
+/// What a text begins with that a spreadsheet would take for a formula, or that would be taken for a mark of this module's.
+const FORMULA: [char; 8] = ['=', '+', '-', '@', '\t', '\r', '\'', '"'];
 /// An empty text where an empty cell means that there is none.
 const EMPTY: &str = "\"\"";
 /// The largest number of columns.
@@ -55,20 +57,20 @@ pub fn write(runs: &[Run], to: &mut dyn Write) -> Result<()> {
         let fixed = [
             run.id.to_string(),
             run.begun_ms.to_string(),
-            run.experiment.clone(),
-            run.mode.clone(),
-            run.engine.clone(),
-            run.version.clone(),
+            defused(&run.experiment),
+            defused(&run.mode),
+            defused(&run.engine),
+            defused(&run.version),
             optional(run.revision.as_deref()),
-            machine.host.clone(),
-            machine.kernel.clone(),
+            defused(&machine.host),
+            defused(&machine.kernel),
             machine.cpus.to_string(),
             machine.memory_bytes.to_string(),
-            machine.filesystem.clone(),
-            machine.mount_options.clone(),
-            machine.cgroups.clone(),
+            defused(&machine.filesystem),
+            defused(&machine.mount_options),
+            defused(&machine.cgroups),
             machine.load.to_string(),
-            run.headline.clone(),
+            defused(&run.headline),
             run.complete.to_string(),
             optional(run.error.as_deref()),
             command,
@@ -86,15 +88,20 @@ fn optional(text: Option<&str>) -> String {
     match text {
         None => String::new(),
         Some("") => EMPTY.to_owned(),
-        Some(text) => text.to_owned(),
+        Some(text) => defused(text),
     }
+}
+
+/// A text that no spreadsheet runs. An apostrophe before it is what they take for the mark of a text.
+pub fn defused(text: &str) -> String {
+    if text.starts_with(FORMULA) { format!("'{text}") } else { text.to_owned() }
 }
 
 fn text_of(cell: &str) -> Option<String> {
     match cell {
         "" => None,
         EMPTY => Some(String::new()),
-        text => Some(text.to_owned()),
+        text => Some(text.strip_prefix('\'').unwrap_or(text).to_owned()),
     }
 }
 
@@ -184,6 +191,7 @@ fn header(record: &StringRecord) -> std::result::Result<Vec<String>, String> {
 
 fn run(cells: &BTreeMap<&str, &str>) -> std::result::Result<Run, String> {
     let cell = |name: &str| cells.get(name).copied().unwrap_or_default();
+    let text = |name: &str| text_of(cell(name)).unwrap_or_default();
     fn number<T: std::str::FromStr>(name: &str, cell: &str) -> std::result::Result<T, String> {
         cell.parse().map_err(|_| format!("{name} is {cell:?}, not a number"))
     }
@@ -202,25 +210,25 @@ fn run(cells: &BTreeMap<&str, &str>) -> std::result::Result<Run, String> {
     Ok(Run {
         id: 0,
         begun_ms: number("begun_ms", cell("begun_ms"))?,
-        experiment: cell("experiment").to_owned(),
-        mode: cell("mode").to_owned(),
-        engine: cell("engine").to_owned(),
-        version: cell("version").to_owned(),
+        experiment: text("experiment"),
+        mode: text("mode"),
+        engine: text("engine"),
+        version: text("version"),
         revision: text_of(cell("revision")),
         parameters: below(PARAMETER)
             .filter_map(|(name, cell)| Some((name.to_owned(), text_of(cell)?)))
             .collect(),
         machine: Machine {
-            host: cell("host").to_owned(),
-            kernel: cell("kernel").to_owned(),
+            host: text("host"),
+            kernel: text("kernel"),
             cpus: number("cpus", cell("cpus"))?,
             memory_bytes: number("memory_bytes", cell("memory_bytes"))?,
-            filesystem: cell("filesystem").to_owned(),
-            mount_options: cell("mount_options").to_owned(),
-            cgroups: cell("cgroups").to_owned(),
+            filesystem: text("filesystem"),
+            mount_options: text("mount_options"),
+            cgroups: text("cgroups"),
             load: number("load", cell("load"))?,
         },
-        headline: cell("headline").to_owned(),
+        headline: text("headline"),
         figures,
         complete,
         error: text_of(cell("error")),

@@ -6,6 +6,8 @@
 mod csv;
 mod lines;
 
+pub use csv::defused;
+
 use crate::error::{Error, Result};
 use crate::{Filter, Run, Store};
 use std::io::{BufRead, Read, Write};

@@ -21,12 +21,18 @@ fn there_and_back() {
             complete: false,
             error: Some("é, \"x\"\r\ny".into()),
             figures: [("rare, and \"odd\"".to_owned(), 1e-300)].into(),
-            parameters: Default::default(),
+            parameters: [("=a".to_owned(), "@SUM(1)".to_owned()), ("q".to_owned(), "\"\"".to_owned())].into(),
+            mode: "=1+1".into(),
+            revision: Some("'x".into()),
+            version: String::new(),
             ..run(30)
         };
         from.append(&broken).unwrap();
         let mut text = Vec::new();
         assert_eq!(export(&from, &Filter::default(), form, &mut text).unwrap(), 21);
+        let runs_formulas =
+            String::from_utf8_lossy(&text).lines().any(|line| line.contains(",=") || line.contains(",@"));
+        assert!(form == Form::Lines || !runs_formulas);
         let first = import(&mut to, &mut &text[..]).unwrap();
         assert_eq!(first, Imported { new: 21, known: 0 });
         assert_eq!(to.list(&Filter::default()).unwrap(), from.list(&Filter::default()).unwrap(), "{form:?}");

@@ -15,10 +15,13 @@ pub use query::{Filter, Point, Series};
 
 use crate::error::{Error, Result};
 use crate::{Run, bounds};
+use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
-use std::io::Write as _;
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wardian_sys::directory::{Directory, Error as Untrusted};
@@ -27,6 +30,20 @@ use wardian_sys::directory::{Directory, Error as Untrusted};
 pub const PATH: &str = "/var/lib/wardian/lab/history.sqlite";
 /// How long a locked file is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest text or blob in bytes: a timeline is shorter, as JSON.
+const LONGEST: i32 = 32 << 20;
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// For reading and writing; it is created where it is missing.
+    Create,
+    /// For reading and writing.
+    Write,
+    /// For reading, from a place where nothing is written.
+    Read,
+}
 
 /// The store of runs.
 #[derive(Debug)]
@@ -51,7 +68,7 @@ impl Store {
             Err(error) if error.is_missing() => Directory::make(above, 0o700)?.0,
             other => other?,
         };
-        Self::in_dir(&dir, Path::new(name), OFlags::CREATE)
+        Self::in_dir(&dir, Path::new(name), Access::Create)
     }
 
     /// Opens a history that exists; `None` where there is none.
@@ -59,32 +76,61 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn existing(path: &Path) -> Result<Option<Self>> {
+        Self::found(path, Access::Write)
+    }
+
+    /// The same for reading, also from a file system that is read-only or of which nothing may be changed.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; a file that cannot be written has tables of an older version, or an unmerged `-wal`.
+    pub fn readable(path: &Path) -> Result<Option<Self>> {
+        let unwritable = |error: &Error| match error {
+            Error::Place(Untrusted::System { source, .. }) => {
+                matches!(Errno::from_io_error(source), Some(Errno::ROFS | Errno::ACCESS | Errno::PERM))
+            }
+            _ => false,
+        };
+        match Self::found(path, Access::Write) {
+            Err(error) if unwritable(&error) => Self::found(path, Access::Read),
+            other => other,
+        }
+    }
+
+    fn found(path: &Path, access: Access) -> Result<Option<Self>> {
         let missing = || Error::NoFile { path: path.to_owned() };
         let (Some(name), Some(above)) = (path.file_name(), path.parent()) else { return Err(missing()) };
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         let opened = Directory::open(above)
             .map_err(Error::from)
-            .and_then(|dir| Self::in_dir(&dir, Path::new(name), OFlags::empty()));
+            .and_then(|dir| Self::in_dir(&dir, Path::new(name), access));
         match opened {
             Err(Error::Place(error)) if error.is_missing() => Ok(None),
             other => other.map(Some),
         }
     }
 
-    fn in_dir(dir: &Directory, name: &Path, create: OFlags) -> Result<Self> {
+    fn in_dir(dir: &Directory, name: &Path, access: Access) -> Result<Self> {
         let path = dir.path().join(name);
-        judge(dir, name, create)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX
-            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let opened = Connection::open_with_flags(&path, flags);
+        judge(dir, name, access)?;
+        let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let opened = if access == Access::Read {
+            let mut wal = path.clone().into_os_string();
+            wal.push("-wal");
+            if std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
+                return Err(Error::Unmerged { path });
+            }
+            let flags = flags | OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(immutable(&path), flags)
+        } else {
+            Connection::open_with_flags(&path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE)
+        };
         let db = opened.map_err(|error| told(&path, error))?;
         let mut store = Self { db, path };
-        store.prepare()?;
+        store.prepare(access)?;
         Ok(store)
     }
 
-    fn prepare(&mut self) -> Result<()> {
+    fn prepare(&mut self, access: Access) -> Result<()> {
         let known = |found| match found {
             schema::Found::Newer(found) => {
                 Err(Error::Newer { path: self.path.clone(), found, known: schema::VERSION })
@@ -99,13 +145,21 @@ impl Store {
         };
         let failed = |error| told(&self.path, error);
         self.db.busy_timeout(PATIENCE).map_err(failed)?;
+        // The file may be another program's: nothing that its schema names is run, and no value takes the memory that it
+        // says.
+        for off in [DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW] {
+            self.db.set_db_config(off, false).map_err(failed)?;
+        }
+        self.db.set_limit(Limit::SQLITE_LIMIT_LENGTH, LONGEST).map_err(failed)?;
+        self.db.pragma_update(None, "trusted_schema", false).map_err(failed)?;
         let looked = self.db.transaction().and_then(|transaction| schema::look(&transaction));
         let present = known(looked.map_err(failed)?)?;
         // A commit need not reach the disk at once: a power loss costs the last runs, and never the file.
         self.db.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         self.db.pragma_update(None, "foreign_keys", true).map_err(failed)?;
-        // A value that the column's CHECK or the schema of a hostile file would run code for is not trusted.
-        self.db.pragma_update(None, "trusted_schema", false).map_err(failed)?;
+        if !present && access == Access::Read {
+            return Err(Error::Unmerged { path: self.path.clone() });
+        }
         if !present {
             let begun = Instant::now();
             // Two processes that both change the mode may each get SQLITE_BUSY without a wait.
@@ -279,12 +333,16 @@ impl Batch<'_> {
 }
 
 /// Checks that the file is root's alone, and creates it.
-fn judge(dir: &Directory, name: &Path, create: OFlags) -> Result<()> {
+fn judge(dir: &Directory, name: &Path, access: Access) -> Result<()> {
     let path = dir.path().join(name);
     let system = |errno: Errno| Untrusted::System { path: path.clone(), source: errno.into() };
     let strange = |what| Error::Place(Untrusted::Strange { path: path.clone(), what });
-    let flags =
-        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | create;
+    let how = match access {
+        Access::Create => OFlags::RDWR | OFlags::CREATE,
+        Access::Write => OFlags::RDWR,
+        Access::Read => OFlags::RDONLY,
+    };
+    let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| match errno {
         Errno::LOOP => strange("a link"),
         Errno::ISDIR => strange("a directory"),
@@ -302,6 +360,31 @@ fn judge(dir: &Directory, name: &Path, create: OFlags) -> Result<()> {
         return Err(Untrusted::Writable { path, mode: stat.st_mode & 0o7777 }.into());
     }
     Ok(())
+}
+
+/// Whether a file is a SQLite database, which nothing else is to be written to.
+pub fn is_database(path: &Path) -> bool {
+    let mut begin = [0; 16];
+    // Another kind of file might wait for its reader.
+    let file = std::fs::metadata(path).is_ok_and(|file| file.is_file()).then(|| std::fs::File::open(path));
+    file.is_some_and(|file| {
+        file.and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == *b"SQLite format 3\0"
+    })
+}
+
+/// The URI of a file that nobody writes (sqlite.org/uri.html).
+fn immutable(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
+            byte => {
+                let _ = write!(uri, "%{byte:02X}");
+            }
+        }
+    }
+    uri + "?immutable=1"
 }
 
 /// A timeline as the store keeps it.

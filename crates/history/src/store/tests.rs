@@ -228,6 +228,52 @@ fn several_append_at_once_while_others_read() {
     assert_eq!(Store::open(&path).unwrap().list(&Filter::default()).unwrap().len(), 40);
 }
 
+/// A history that somebody else has made: what its schema names is not run, and values have a bound.
+#[test]
+fn a_hostile_schema_runs_nothing() {
+    let dir = place();
+    let path = dir.path().join("h");
+    let store = Store::open(&path).unwrap();
+    store
+        .db
+        .execute_batch(
+            "CREATE TRIGGER t AFTER INSERT ON runs BEGIN INSERT INTO series (name) VALUES ('evil'); END;",
+        )
+        .unwrap();
+    drop(store);
+    let mut store = Store::open(&path).unwrap();
+    store.append(&run(1)).unwrap();
+    store.append(&run(2)).unwrap();
+    assert!(store.series().unwrap().iter().all(|series| series.name != "evil"));
+    // What goes with a run still goes with it.
+    store.delete(&[1]).unwrap();
+    let figures: i64 =
+        store.db.query_row("SELECT count(DISTINCT run) FROM figures", (), |row| row.get(0)).unwrap();
+    assert_eq!(figures, 1);
+    store.db.set_limit(Limit::SQLITE_LIMIT_LENGTH, 1 << 30).unwrap();
+    store.db.execute("UPDATE runs SET error = printf('%.*c', 40000000, 'x')", ()).unwrap();
+    drop(store);
+    let said = Store::open(&path).unwrap().list(&Filter::default()).unwrap_err().to_string();
+    assert!(said.contains("too big"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_written_can_be_read() {
+    let dir = place();
+    let path = dir.path().join("a ?%#b");
+    Store::open(&path).unwrap().append(&run(1)).unwrap();
+    assert!(is_database(&path) && !is_database(dir.path()) && !is_database(&dir.path().join("none")));
+    let store = Store::found(&path, Access::Read).unwrap().unwrap();
+    assert_eq!(store.list(&Filter::default()).unwrap().len(), 1);
+    let mut store = store;
+    assert!(store.append(&run(2)).is_err());
+    // With a log that is not merged it would be read as it was before.
+    std::fs::write(dir.path().join("a ?%#b-wal"), "x").unwrap();
+    let said = Store::found(&path, Access::Read).unwrap_err().to_string();
+    assert!(said.contains("cannot be written"), "{said}");
+    assert!(Store::readable(&dir.path().join("none")).unwrap().is_none());
+}
+
 #[test]
 fn a_full_disk_is_told_and_the_file_stays_whole() {
     let dir = place();

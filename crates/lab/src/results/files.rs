@@ -5,6 +5,7 @@ use crate::ground;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use wardian_history::is_database;
 use wardian_pictures::page;
 
 /// The flags that name files for results.
@@ -41,6 +42,7 @@ impl Files {
             let what = || format!("{flag}: write {}", path.display());
             let Some(name) = path.file_name() else { bail!("{flag}: {} names no file", path.display()) };
             ensure!(!path.is_dir(), "{flag}: {} is a directory", path.display());
+            ensure!(!is_database(path), "{flag}: {} is a database, such as a history", path.display());
             let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let above = above.canonicalize().with_context(what)?;
             rustix::fs::access(&above, rustix::fs::Access::WRITE_OK).with_context(what)?;

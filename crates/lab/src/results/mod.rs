@@ -14,6 +14,7 @@ use crate::host::Host;
 use crate::report::Phase;
 use anyhow::{Context, Result};
 use std::time::{SystemTime, UNIX_EPOCH};
+use wardian_history::exchange::defused;
 use wardian_pictures::{Page, Table, Unit, moment};
 
 /// Results that can be written to files.
@@ -78,15 +79,14 @@ fn csv(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<Vec
     let mut to = csv::Writer::from_writer(Vec::new());
     to.write_record(head).context("write CSV")?;
     for row in rows {
-        to.write_record(row.iter().map(|cell| defused(cell))).context("write CSV")?;
+        to.write_record(row.iter().map(|text| cell(text))).context("write CSV")?;
     }
     to.into_inner().context("write CSV")
 }
 
-/// A spreadsheet takes text with such a begin for a formula: an apostrophe makes it text. Numbers stay as they are.
-fn defused(cell: &str) -> String {
-    let is_formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && cell.parse::<f64>().is_err();
-    if is_formula { format!("'{cell}") } else { cell.to_owned() }
+/// A cell that no spreadsheet takes for a formula. Numbers stay as they are.
+fn cell(text: &str) -> String {
+    if text.parse::<f64>().is_ok() { text.to_owned() } else { defused(text) }
 }
 
 /// A row of CSV for each instance of each phase: these cells, then the phase, the instance, begin and duration in ms.

@@ -50,7 +50,7 @@ impl Stored {
         let mut open = self.open.lock();
         let look = || {
             if open.is_none() {
-                let Some(store) = Store::existing(&self.path)? else { return Ok(None) };
+                let Some(store) = Store::readable(&self.path)? else { return Ok(None) };
                 *open = Some(Open { generation: store.generation()?, store, known: HashMap::new() });
             }
             let Some(open) = open.as_mut() else { return Ok(None) };

@@ -2,7 +2,7 @@
 
 use crate::print;
 use anyhow::{Context as _, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use wardian_history::{PATH, Run, Store};
 
 /// The variable with the path of the history; empty: none is kept.
@@ -106,9 +106,17 @@ impl Keeper {
 
 /// Opens a history that is to exist.
 pub fn existing(place: &Place) -> Result<Store> {
-    let path = place.path().unwrap_or_else(|| PATH.into());
-    let store = Store::existing(&path)?;
-    store.with_context(|| {
+    there(place, Store::existing)
+}
+
+/// The same, for reading alone.
+pub fn readable(place: &Place) -> Result<Store> {
+    there(place, Store::readable)
+}
+
+fn there(place: &Place, open: fn(&Path) -> wardian_history::Result<Option<Store>>) -> Result<Store> {
+    let path = named(place)?;
+    open(&path)?.with_context(|| {
         let path = path.display();
         format!("there is no history {path} yet: the first `wardian lab scale` or `wardian lab teardown` begins it")
     })
@@ -116,5 +124,10 @@ pub fn existing(place: &Place) -> Result<Store> {
 
 /// Opens a history, and creates it.
 pub fn open(place: &Place) -> Result<Store> {
-    Ok(Store::open(&place.path().unwrap_or_else(|| PATH.into()))?)
+    Ok(Store::open(&named(place)?)?)
+}
+
+/// The path, where a history is wanted.
+pub fn named(place: &Place) -> Result<PathBuf> {
+    place.path().with_context(|| format!("{VARIABLE} is empty, for no history: name one with --history FILE"))
 }

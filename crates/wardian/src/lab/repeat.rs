@@ -1,7 +1,7 @@
 //! `wardian lab run`: an experiment again and again, on a host that watches.
 
 use super::history::{STEP, words};
-use super::kept::Place;
+use super::kept::{self, Place};
 use super::webhook::{self, Webhook};
 use crate::{exit, print};
 use anyhow::{Context as _, Result, bail};
@@ -64,8 +64,7 @@ fn period(text: &str) -> Result<Duration, String> {
 /// Run it.
 pub fn run(args: Args, runtime: &tokio::runtime::Runtime, program: &Path) -> Result<ExitCode> {
     check(&args.experiment)?;
-    let path =
-        args.place.path().context("WARDIAN_LAB_HISTORY is empty: name a history with --history FILE")?;
+    let path = kept::named(&args.place)?;
     let store = Store::open(&path)?;
     let _lock = lock(store.path())?;
     let webhook = args.webhook.map(Webhook::new).transpose()?;

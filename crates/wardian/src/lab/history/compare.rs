@@ -74,7 +74,7 @@ impl By {
 
 /// Compare them.
 pub fn run(args: &Args) -> Result<()> {
-    let store = kept::existing(&args.place)?;
+    let store = kept::readable(&args.place)?;
     let ids: Option<Vec<i64>> = args.things.iter().map(|thing| thing.parse().ok()).collect();
     match ids {
         Some(ids) if !ids.is_empty() => {
@@ -91,7 +91,12 @@ fn two(store: &Store, before: i64, after: i64) -> Result<()> {
     let (before, after) = (run(before)?, run(after)?);
     let mut out = String::new();
     if before.series() != after.series() {
-        let _ = writeln!(out, "They are of different series:\n  {}\n  {}", before.series(), after.series());
+        let _ = writeln!(
+            out,
+            "They are of different series:\n  {}\n  {}",
+            print::tame(&before.series()),
+            print::tame(&after.series())
+        );
     }
     let _ = writeln!(out, "Two single runs: what differs may be chance. Groups have ratios: --by kernel\n");
     let [old, new] = [&before, &after].map(|run| {
@@ -141,7 +146,7 @@ fn groups(store: &Store, args: &Args) -> Result<()> {
         let what = words::short(&example.experiment, &example.mode);
         for other in others {
             let (before, after) = (&groups[*first].1, &groups[*other].1);
-            let title = format!("{what}, {name}: {} against {}", shown(other), shown(first));
+            let title = print::tame(&format!("{what}, {name}: {} against {}", shown(other), shown(first)));
             match ratio(before, after, 1) {
                 Ok(found) if found.high / found.low > WIDEST => {
                     let (low, high) = (found.low, found.high);

@@ -36,7 +36,7 @@ pub struct Show {
 
 /// List runs.
 pub fn run(args: &Args) -> Result<()> {
-    let store = kept::existing(&args.place)?;
+    let store = kept::readable(&args.place)?;
     let runs = args.select.runs(&store, false, Some(args.newest as usize))?;
     if args.json {
         return print::json(&runs);
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Print one run.
 pub fn show(args: &Show) -> Result<()> {
-    let store = kept::existing(&args.place)?;
+    let store = kept::readable(&args.place)?;
     let run = store.run(args.id)?.with_context(|| format!("there is no run {}", args.id))?;
     if args.json {
         return print::json(&run);
@@ -74,7 +74,7 @@ pub fn show(args: &Show) -> Result<()> {
     let state = if run.complete { value } else { "not complete".to_owned() };
     let _ = writeln!(out, "Run {}: {}, {state}", run.id, words::short(&run.experiment, &run.mode));
     if let Some(error) = &run.error {
-        let _ = writeln!(out, "because: {error}");
+        let _ = writeln!(out, "because: {}", print::tame(error));
     }
     let machine = &run.machine;
     let parameters: Vec<String> =
@@ -95,7 +95,7 @@ pub fn show(args: &Show) -> Result<()> {
         ("command", run.command.join(" ")),
         ("timeline", if run.timeline.is_some() { "yes (--json)" } else { "none" }.to_owned()),
     ] {
-        let _ = writeln!(out, "{}", print::wrapped(&format!("{name}: {text}")));
+        let _ = writeln!(out, "{}", print::wrapped(&format!("{name}: {}", print::tame(&text))));
     }
     let rows: Vec<[String; 2]> =
         run.figures.iter().map(|(name, value)| [name.clone(), words::value(name, *value)]).collect();

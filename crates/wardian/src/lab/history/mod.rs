@@ -10,12 +10,12 @@ use crate::print;
 use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use select::Select;
-use std::io::BufReader;
+use std::io::{BufReader, IsTerminal as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wardian_history::exchange::{self, Form};
 use wardian_history::steps::{self, SHORTEST};
-use wardian_history::{Filter, Series};
+use wardian_history::{Filter, Series, is_database};
 
 /// The exit code when there is a step.
 pub const STEP: u8 = 3;
@@ -121,7 +121,7 @@ struct Found {
 }
 
 fn find(args: &Steps) -> Result<ExitCode> {
-    let store = kept::existing(&args.place)?;
+    let store = kept::readable(&args.place)?;
     let mut all = Vec::new();
     for series in args.select.series(&store)? {
         let mut points = store.points(&series.name)?;
@@ -154,10 +154,16 @@ fn find(args: &Steps) -> Result<ExitCode> {
 }
 
 fn export(args: &Export) -> Result<()> {
-    let store = kept::existing(&args.place)?;
+    let store = kept::readable(&args.place)?;
     let form = if args.csv { Form::Csv } else { Form::Lines };
     let all = Filter::default();
     match args.file.as_deref().filter(|file| *file != Path::new("-")) {
+        // A terminal obeys what texts of somebody else's may contain.
+        None if std::io::stdout().is_terminal() => {
+            let mut text = Vec::new();
+            exchange::export(&store, &all, form, &mut text)?;
+            print::text(&String::from_utf8_lossy(&text))?;
+        }
         None => {
             let mut out = std::io::BufWriter::new(std::io::stdout().lock());
             match exchange::export(&store, &all, form, &mut out) {
@@ -167,6 +173,7 @@ fn export(args: &Export) -> Result<()> {
         }
         Some(file) => {
             let writing = || format!("write {}", file.display());
+            ensure!(!is_database(file), "{} is a database: name another file for the export", file.display());
             let to = wardian_sys::directory::create(file).with_context(writing)?;
             let mut to = std::io::BufWriter::new(to);
             let runs = exchange::export(&store, &all, form, &mut to).with_context(writing)?;
@@ -179,16 +186,27 @@ fn export(args: &Export) -> Result<()> {
 fn import(args: &Import) -> Result<()> {
     let mut store = kept::open(&args.place)?;
     let name = args.file.display();
-    let imported = if args.file == Path::new("-") {
-        exchange::import(&mut store, &mut std::io::stdin().lock()).context("standard input")?
+    let (mut file, what) = if args.file == Path::new("-") {
+        (spooled(std::io::stdin().lock()).context("standard input")?, "standard input".to_owned())
     } else {
         let file = std::fs::File::open(&args.file).with_context(|| format!("read {name}"))?;
-        ensure!(!file.metadata()?.is_dir(), "{name} is a directory");
-        exchange::import(&mut store, &mut BufReader::new(file)).with_context(|| name.to_string())?
+        let kind = file.metadata()?;
+        ensure!(!kind.is_dir(), "{name} is a directory");
+        let file = if kind.is_file() { file } else { spooled(file).with_context(|| name.to_string())? };
+        (file, name.to_string())
     };
+    let imported = exchange::import(&mut store, &mut BufReader::new(&mut file)).context(what)?;
     let known = match imported.known {
         0 => String::new(),
         known => format!("; {known} were there already"),
     };
     print::text(&format!("{} imported{known}\n", print::count(imported.new as usize, "run")))
+}
+
+/// Reads to the end, into a file without a name: an import locks the history, which must not wait for a slow pipe.
+fn spooled(mut from: impl std::io::Read) -> Result<std::fs::File> {
+    let mut file = tempfile::tempfile().context("make a temporary file")?;
+    std::io::copy(&mut from, &mut file)?;
+    file.rewind()?;
+    Ok(file)
 }

@@ -21,7 +21,7 @@ fn day(ms: i64) -> String {
 
 /// Experiment and mode.
 pub fn short(experiment: &str, mode: &str) -> String {
-    if mode.is_empty() { experiment.to_owned() } else { format!("{experiment} {mode}") }
+    print::tame(&if mode.is_empty() { experiment.to_owned() } else { format!("{experiment} {mode}") })
 }
 
 /// A figure with its unit, which the name ends with.
@@ -86,20 +86,21 @@ pub fn step(series: &Series, step: &Step) -> String {
     } else {
         changed.join(", ")
     };
-    format!("{what} {change} {place}: {changed}.")
+    // Names and versions may come from a file of somebody else's: the sentence is one line.
+    print::tame(&format!("{what} {change} {place}: {changed}."))
 }
 
 /// The medians on both sides, how sure it is, and the series.
 pub fn details(series: &Series, step: &Step) -> String {
     // The confidence is rounded down: it is never certain.
     let confidence = (step.confidence * 1e4).floor() / 1e2;
-    format!(
+    print::tame(&format!(
         "  median {} before, {} after; confidence {} %; series {}",
         value(&series.headline, step.median_before),
         value(&series.headline, step.median_after),
         confidence.min(99.99),
         series.name
-    )
+    ))
 }
 
 #[cfg(test)]
@@ -156,6 +157,8 @@ mod tests {
             said.contains("fell by 20 % (17–23 %)") && said.contains("mount options none → rw (run 33)"),
             "{said}"
         );
+        found.changed[0].to = "rw\nforged".into();
+        assert!(step(&series(), &found).contains("rw\\nforged"), "{}", step(&series(), &found));
         (found.ratio.value, found.gradual, found.changed) = (3.0, true, Vec::new());
         let said = step(&series(), &found);
         assert!(
