@@ -23,7 +23,7 @@ pub struct Estimate {
 
 /// There are too few values for an interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{have} complete runs are too few for a ratio: {FEWEST} are needed on each side")]
+#[error("too few complete runs for a ratio: {have}, and {FEWEST} are needed on each side")]
 pub struct TooFew {
     /// How many there are, on the side with fewer.
     pub have: usize,

@@ -35,7 +35,11 @@ pub fn of_teardown(report: &teardown::report::Report) -> Timeline {
     let rounds = report.first_round.iter().chain([&report.round]);
     for (n, round) in rounds.enumerate() {
         round.phases.iter().for_each(|phase| rows.add(phase, offset));
-        timeline.samples.extend(round.samples.iter().map(|sample| at(sample, offset)));
+        let mut samples: Vec<Sample> = round.samples.iter().map(|sample| at(sample, offset)).collect();
+        if let Some(unmount) = round.phases.iter().find(|phase| phase.name == "unmount") {
+            dirty_then(&mut samples, unmount.begin_ms + offset, round.dirty_at_unmount_bytes);
+        }
+        timeline.samples.extend(samples);
         timeline.marks.extend(round.marks.iter().map(|mark| Mark {
             t_ms: mark.t_ms + offset,
             name: if n == 0 { mark.name.clone() } else { format!("again: {}", mark.name) },
@@ -64,14 +68,26 @@ pub fn of_teardown(report: &teardown::report::Report) -> Timeline {
 /// The timeline of an engine's turn in a comparison: its instances with their phases. Those that ran before the scaling
 /// have the last one only.
 pub fn of_turn(turn: &Turn) -> Timeline {
+    // The first instances are not waited for, and have no phases here.
+    let begin = turn.phases.iter().map(|phase| phase.begin_ms).reduce(f64::min).unwrap_or_default();
     let mut rows = Rows::new("instance");
-    turn.phases.iter().for_each(|phase| rows.add(phase, 0.0));
-    let end = |phase: &Phase| phase.begin_ms + phase.wall_ms;
+    turn.phases.iter().for_each(|phase| rows.add(phase, -begin));
+    let mut samples: Vec<Sample> = turn.samples.iter().map(Sample::from).collect();
+    if let Some(destroy) = turn.phases.last() {
+        dirty_then(&mut samples, destroy.begin_ms, turn.dirty_at_destroy_bytes);
+    }
+    samples.retain(|sample| sample.t_ms >= begin);
+    samples.iter_mut().for_each(|sample| sample.t_ms -= begin);
+    let ends = turn.phases.iter().map(|phase| phase.begin_ms + phase.wall_ms - begin);
     Timeline {
-        length_ms: turn.phases.iter().map(end).chain(turn.samples.last().map(|s| s.t_ms)).fold(0.0, f64::max),
+        length_ms: ends.chain(samples.last().map(|sample| sample.t_ms)).fold(0.0, f64::max),
         rows: rows.finish(),
-        samples: turn.samples.iter().map(Sample::from).collect(),
-        marks: turn.phases.iter().map(|p| Mark { t_ms: p.begin_ms, name: p.name.to_owned() }).collect(),
+        samples,
+        marks: turn
+            .phases
+            .iter()
+            .map(|phase| Mark { t_ms: phase.begin_ms - begin, name: phase.name.to_owned() })
+            .collect(),
         waits: Vec::new(),
     }
 }
@@ -107,6 +123,14 @@ pub fn of_recording(report: &record::Report) -> Timeline {
         marks: recording.marks.iter().map(|mark| Mark { t_ms: mark.t_ms, name: mark.name.clone() }).collect(),
         waits,
     }
+}
+
+/// Adds what was dirty at a moment to the samples, which are further apart than a short phase is long. What was being
+/// written then is taken from the sample before.
+fn dirty_then(samples: &mut Vec<Sample>, t_ms: f64, dirty_bytes: u64) {
+    let place = samples.partition_point(|sample| sample.t_ms <= t_ms);
+    let writeback_bytes = place.checked_sub(1).map_or(0, |before| samples[before].writeback_bytes);
+    samples.insert(place, Sample { t_ms, dirty_bytes, writeback_bytes });
 }
 
 /// Rows by the numbers of their instances or mounts.
@@ -225,7 +249,7 @@ mod tests {
             took: Duration::from_millis(took),
         };
         let spans: Vec<_> = each.iter().map(|(n, begin, took)| (*n, span(*begin, *took))).collect();
-        Phase::timed(name, since, span(0, 1), &spans)
+        Phase::timed(name, since, span(each[0].1, 1), &spans)
     }
 
     fn wait(comm: &str, begin_ms: f64, ms: f64, function: &str) -> wardian_recorder::Wait {
@@ -254,6 +278,7 @@ mod tests {
         let since = Instant::now();
         teardown::report::Round {
             length_ms: 500.0,
+            dirty_at_unmount_bytes: 7,
             phases: vec![
                 phase("write", since, &[(0, 0, 50), (1, 50, 50)]),
                 phase("unmount", since, &[(0, 100, 300), (1, 400, 5)]),
@@ -287,7 +312,10 @@ mod tests {
         assert_eq!(rows, [("mount 0", 4), ("mount 1", 4)]);
         let begins: Vec<f64> = timeline.rows[1].bars.iter().map(|bar| bar.begin_ms).collect();
         assert_eq!(begins, [50.0, 400.0, 550.0, 900.0]);
-        assert_eq!((timeline.length_ms, timeline.samples[1].t_ms), (1000.0, 520.0));
+        // What was dirty at the unmounts is a sample as well.
+        let samples: Vec<(f64, u64)> = timeline.samples.iter().map(|s| (s.t_ms, s.dirty_bytes)).collect();
+        assert_eq!(samples, [(20.0, 5), (100.0, 7), (520.0, 5), (600.0, 7)]);
+        assert!((timeline.length_ms - 1000.0).abs() < 1e-9);
         assert_eq!(timeline.marks[1], Mark { t_ms: 600.0, name: "again: unmount".into() });
         let of = |who: &str, at: f64| {
             let wait = timeline.waits.iter().find(|w| w.who.starts_with(who) && w.begin_ms == at).unwrap();

@@ -4,6 +4,8 @@ import { element, find, say, moment, title, age, day } from './words.js';
 import { Graph, STYLES, described, dot } from './graph.js';
 
 const DAYS = 86_400_000;
+/** Complete runs of a series in which steps are looked for (`steps::SHORTEST` on each side). */
+const FEWEST = 12;
 
 async function fetched(path) {
   const answer = await fetch(path);
@@ -34,6 +36,13 @@ function sample(style) {
   draw();
   canvas.redraw = draw;
   return canvas;
+}
+
+/** Why there is no step in these lines. */
+function noSteps(lines) {
+  const most = Math.max(0, ...lines.map((line) => line.id.length - line.broken.size));
+  if (lines.length === 0) return '';
+  return most < FEWEST ? `Steps are looked for from ${FEWEST} complete runs on.` : 'No step: every line is level.';
 }
 
 export class History {
@@ -120,7 +129,7 @@ export class History {
     const hosts = new Set([...this.graphs.values()].flat().map((series) => series.host));
     const options = keys.map((key) => {
       const [first] = this.graphs.get(key);
-      const text = [first.experiment, ...first.parameters, hosts.size > 1 ? `on ${first.host}` : ''].filter(Boolean).join(' · ');
+      const text = [first.experiment, first.parameters, hosts.size > 1 ? `on ${first.host}` : ''].filter(Boolean).join(' · ');
       return element('option', { value: key, selected: key === this.chosen }, text);
     });
     select.replaceChildren(...(options.length > 0 ? options : [element('option', {}, 'no runs yet')]));
@@ -194,13 +203,23 @@ export class History {
       element('b', {}, element('span', { 'aria-hidden': 'true' }, told.slower ? '▲ ' : '▼ '), told.size, ' ', element('small', {}, told.share)),
       element('time', { dateTime: new Date(step.at).toISOString(), title: moment(step.at) }, day(step.at)),
       element('span', { class: 'levels' }, `${line.name}: ${told.from} → ${told.to}`),
-      element('small', { title: 'How sure it is that this is a step' }, `${Math.floor(step.confidence * 1000) / 10} % sure`),
+      element('small', { title: 'Ratio of the two levels: its confidence interval of 95 %' }, `× ${step.low.toFixed(2)} – ${step.high.toFixed(2)}`),
       ...told.what.map((what) => element('span', { class: 'cause' }, what)),
       told.what.length === 0 ? element('span', { class: 'cause' }, 'kernel and version as before') : null,
       ));
     });
-    if (items.length === 0) items.push(element('li', { class: 'none' }, lines.length === 0 ? '' : 'No step: every line is level.'));
+    if (items.length === 0) items.push(element('li', { class: 'none' }, noSteps(lines)));
     find('steps').replaceChildren(...items);
+  }
+
+  /** Chooses the graph of a series, and reads it. Returns whether there is one that is not chosen yet. */
+  async select(key) {
+    const found = [...this.graphs].find(([, list]) => list.some((series) => series.key === key));
+    if (!found || found[0] === this.chosen) return false;
+    this.state.set({ graph: found[0] });
+    this.hiddenLines.clear();
+    await this.load();
+    return true;
   }
 
   /** The runs before and after one in its line. */

@@ -48,6 +48,12 @@ function open(id, takesFocus) {
   return run.show(id, past.neighbours(id), takesFocus);
 }
 
+/** Opens a run that was not picked in the graph, which may be that of another series. */
+async function visit(id) {
+  const series = await open(id, false);
+  if (series && await past.select(series)) open(id, false);
+}
+
 function close() {
   chosen.set({ run: null });
   past.graph.choose(null);
@@ -61,7 +67,7 @@ run.onclose = close;
 addEventListener('hashchange', () => {
   chosen.read();
   const id = chosen.run();
-  if (id !== null) open(id, false);
+  if (id !== null) visit(id);
   else run.hide();
 });
 
@@ -121,6 +127,6 @@ const stream = {
 
 past.load().then(() => {
   const id = chosen.run();
-  if (id !== null) open(id, false);
+  if (id !== null) visit(id);
 });
 new Stream(stream);

@@ -79,7 +79,7 @@ export class RunView {
     this.root.replaceChildren();
   }
 
-  /** Shows the run of this id. `takesFocus`: somebody has asked for it. */
+  /** Shows the run of this id. `takesFocus`: somebody has asked for it. Returns its series, if there is such a run. */
   async show(id, neighbours, takesFocus) {
     this.asked = id;
     let told;
@@ -90,12 +90,13 @@ export class RunView {
       if (!answer.ok) throw new Error(told.error);
     } catch (error) {
       if (this.asked === id) this.tell(`Run ${id} cannot be shown: ${error.message}`, takesFocus);
-      return;
+      return null;
     }
     // Another one may have been asked for meanwhile.
-    if (this.asked !== id) return;
+    if (this.asked !== id) return null;
     this.fill(told, neighbours);
     this.reveal(takesFocus);
+    return told.series;
   }
 
   tell(text, takesFocus) {
@@ -137,7 +138,7 @@ export class RunView {
     this.root.replaceChildren(
       this.bar(heading, neighbours),
       element('p', { class: 'headline' }, element('b', {}, value), ` ${title(run.headline).toLowerCase()}`,
-        run.complete ? null : element('em', {}, ` did not end as planned${run.error ? `: ${run.error}` : ''}`)),
+        run.complete ? null : element('em', {}, ` failed or was interrupted${run.error ? `: ${run.error}` : ''}`)),
       element('div', { class: 'timeline', tabindex: '0', role: 'region', 'aria-label': 'Timeline' }, drawn),
       ...[waits(all)].filter(Boolean),
       element('div', { class: 'about' }, facts(run), figures(run)),

@@ -60,7 +60,6 @@ pub async fn serve(
     let mut clients = JoinSet::new();
     let accept = async {
         loop {
-            while clients.try_join_next().is_some() {}
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -69,6 +68,8 @@ pub async fn serve(
                     continue;
                 }
             };
+            // After the wait: those that have ended meanwhile take no place.
+            while clients.try_join_next().is_some() {}
             match places.clone().try_acquire_owned() {
                 Ok(place) => {
                     let (page, hosts) = (page.clone(), hosts.clone());

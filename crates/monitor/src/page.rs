@@ -278,6 +278,8 @@ impl Page {
     fn events(&self, parts: &Parts) -> Answer {
         let mut answer = plain(StatusCode::OK, "text/event-stream", Bytes::new());
         answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // nginx, in front of it, would collect the events.
+        answer.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         if parts.method == Method::GET {
             *answer.body_mut() = Body(Kind::Events(next(self.hub.listen())));
         }

@@ -56,8 +56,8 @@ pub struct Series {
     pub engine: String,
     /// The mode.
     pub mode: String,
-    /// The parameters, as `name=value`.
-    pub parameters: Vec<String>,
+    /// The parameters, each as `name=value`, as they are in the key.
+    pub parameters: String,
     /// The figure that stands for a run.
     pub headline: String,
     /// The number of runs.
@@ -71,9 +71,10 @@ impl Series {
     pub fn of(run: &Run) -> Self {
         let parameters: Vec<String> =
             run.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let parameters = parameters.join(" ");
         Self {
             key: run.series(),
-            graph: format!("{}|{}|{}", run.machine.host, run.experiment, parameters.join(" ")),
+            graph: format!("{}|{}|{parameters}", run.machine.host, run.experiment),
             host: run.machine.host.clone(),
             experiment: run.experiment.clone(),
             engine: run.engine.clone(),
@@ -126,8 +127,12 @@ pub struct Step {
     pub before: f64,
     /// The level after it.
     pub after: f64,
-    /// How sure it is, from 0 to 1.
+    /// How sure it is that there is a step, from 0 to 1.
     pub confidence: f64,
+    /// The ends of the interval of 95 % of the ratio of the two levels.
+    pub low: f64,
+    /// See `low`.
+    pub high: f64,
     /// What is not as before: the kernel, the version.
     pub changed: Vec<Change>,
 }
@@ -142,6 +147,8 @@ impl From<steps::Step> for Step {
             before: step.median_before,
             after: step.median_after,
             confidence: step.confidence,
+            low: step.ratio.low,
+            high: step.ratio.high,
             changed: step.changed.into_iter().map(change).collect(),
         }
     }

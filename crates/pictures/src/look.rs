@@ -110,6 +110,8 @@ const RULES: &str = "\
 .wp .wp-dirty-area{fill:var(--wp-dirty);opacity:.18}
 .wp .wp-wback{stroke:var(--wp-wback);stroke-width:1.6;fill:none;stroke-dasharray:5 2.5;stroke-linejoin:round}
 .wp .wp-wback-area{fill:var(--wp-wback);opacity:.22}
+.wp .wp-dirty-dot{fill:var(--wp-dirty)}
+.wp .wp-wback-dot{fill:var(--wp-wback)}
 .wp .wp-median{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 .wp .wp-dot{opacity:.6}
 .wp .wp-dot:hover,.wp .wp-dot:focus{opacity:1;stroke:var(--wp-ink);stroke-width:1.5}

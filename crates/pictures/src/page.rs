@@ -133,7 +133,7 @@ pub fn page(of: &Page) -> String {
         let command = command_line(&of.command);
         let _ = write!(
             out,
-            "<section>\n<h2>Again</h2>\n<pre class=\"command\"><code>{}</code></pre>\n</section>\n",
+            "<section>\n<h2>Reproduce</h2>\n<pre class=\"command\"><code>{}</code></pre>\n</section>\n",
             escape(&command)
         );
     }

@@ -15,6 +15,8 @@ const ROWS_MAX: usize = 1_000;
 const BARS_MAX: usize = 12_000;
 const WAITS_MAX: usize = 3_000;
 const MARKS_MAX: usize = 100;
+/// So many samples at most are drawn as dots, besides the line.
+const DOTS_MAX: usize = 60;
 const SAMPLES_MAX: usize = 1_000_000;
 /// Lanes for waits that belong to no row.
 const LANES_MAX: usize = 6;
@@ -162,11 +164,13 @@ impl<'a> Picture<'a> {
         self.canvas.finish(look, y + pad, title, &about, &defs)
     }
 
-    /// The phases in the order of their first appearance, and what else needs an explanation.
+    /// The phases in the order in which they begin, and what else needs an explanation.
     fn keys(&self, hatch: &str) -> Vec<Key> {
         const PHASES_MAX: usize = 24;
         let mut phases: Vec<&str> = Vec::new();
-        for bar in self.rows.iter().flat_map(|row| &row.bars) {
+        let mut bars: Vec<&wardian_history::Bar> = self.rows.iter().flat_map(|row| &row.bars).collect();
+        bars.sort_by(|a, b| a.begin_ms.total_cmp(&b.begin_ms));
+        for bar in bars {
             if phases.len() < PHASES_MAX && !phases.contains(&bar.phase.as_str()) {
                 phases.push(&bar.phase);
             }
@@ -378,6 +382,16 @@ impl<'a> Picture<'a> {
             let points = thin(&samples.iter().map(bytes).collect::<Vec<_>>());
             self.canvas.path(&format!("{class}-area"), &area(&points, bottom));
             self.canvas.path(class, &line(&points));
+            // Between few samples nothing is known: they are shown themselves.
+            if points.len() <= DOTS_MAX {
+                for (x, y) in points {
+                    self.canvas.put(format_args!(
+                        "<circle class=\"{class}-dot\" cx=\"{}\" cy=\"{}\" r=\"2.2\"/>",
+                        N(x),
+                        N(y)
+                    ));
+                }
+            }
         }
         let keys =
             [("wp-dirty", "Dirty pages of the host"), ("wp-wback", "Writeback")].map(|(class, name)| Key {

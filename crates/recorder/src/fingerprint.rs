@@ -2,6 +2,7 @@
 //! version.
 
 use crate::causes::Cause;
+use crate::diagnosis::size;
 use crate::recording::Recording;
 use serde::{Deserialize, Serialize};
 
@@ -121,16 +122,16 @@ pub(crate) fn of(recording: &Recording) -> Vec<Fingerprint> {
             .collect();
         let mut evidence = Vec::new();
         if let Some(longest) = waits.iter().max_by(|a, b| a.ms.total_cmp(&b.ms)) {
+            let count = if waits.len() == 1 { "1 wait".to_owned() } else { format!("{} waits", waits.len()) };
             evidence.push(format!(
-                "{} waits, the longest {:.0} ms: {}",
-                waits.len(),
+                "{count}, the longest {:.0} ms: {}",
                 longest.ms,
                 longest.stack.join(" ← ")
             ));
         }
         if let Some(burst) = asked.iter().max_by_key(|burst| burst.bytes) {
             let bytes: u64 = asked.iter().map(|burst| burst.bytes).sum();
-            evidence.push(format!("{bytes} bytes were asked for by {}", burst.stack.join(" ← ")));
+            evidence.push(format!("{} were asked for by {}", size(bytes), burst.stack.join(" ← ")));
         }
         if !evidence.is_empty() && (samples >= known.samples) {
             found.push(Fingerprint {

@@ -73,7 +73,11 @@ fn shares(f: &mut impl fmt::Write, title: &str, all: &[CauseShare]) -> fmt::Resu
         let (cause, bytes) = (share.cause.to_string(), size(share.bytes));
         writeln!(f, "{cause:<32} {bytes:>10} {:>4.0} %  {when:<14} {asked}", share.share * 100.0)?;
         for owner in share.data_of.iter().take(SHOWN) {
-            let files = if owner.inodes == 0 { String::new() } else { format!("  {} files", owner.inodes) };
+            let files = if owner.inodes == 0 {
+                String::new()
+            } else {
+                format!("  {} file{}", owner.inodes, if owner.inodes == 1 { "" } else { "s" })
+            };
             writeln!(f, "  data of {:<22} {:>10}{files}", owner.name, size(owner.bytes))?;
         }
         if let Some(more) = share.data_of.len().checked_sub(SHOWN).filter(|more| *more > 0) {

@@ -98,6 +98,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let limits = Limits::default();
     make_room(limits.clients);
+    let named = runs.clone().or_else(|| history.named());
     let runs: Arc<dyn Runs> = match (runs, history.path()) {
         (Some(file), _) => Arc::new(Lines::of_file(&file)),
         (None, Some(file)) => Arc::new(Stored::at(&file)),
@@ -105,6 +106,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     // A damaged file is told now, and not first on the page.
     runs.version()?;
+    if let Some(file) = named.filter(|file| !file.exists()) {
+        print::note(&format!(
+            "there is no {} yet: the page shows its runs as soon as there is",
+            file.display()
+        ));
+    }
     let live = Garden::new(server.client()?, server.address().to_string(), is_here(server.address()));
     block_on(async {
         let mut signals = Signals::catch()?;

@@ -85,6 +85,14 @@ impl Experiment {
         }
     }
 
+    /// Whether it can have a figure of this name; which it has is known only afterwards.
+    pub fn may_have(&self, figure: &str) -> bool {
+        match self {
+            Self::Teardown(_) => figures::is_of_teardown(figure),
+            Self::Command(_) => ["duration_ms", "written_bytes"].contains(&figure),
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &'static str {
         match self {

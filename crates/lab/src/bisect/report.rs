@@ -150,7 +150,7 @@ impl Report {
 
     fn conditions(&self) -> String {
         let options = &self.options;
-        let speed = options.disk_bps.map_or("not held down".to_owned(), |bps| format!("{}/s", bytes(bps)));
+        let speed = options.disk_bps.map_or("not throttled".to_owned(), |bps| format!("{}/s", bytes(bps)));
         let mut out = format!(
             "Guests: {} MiB, {} processor(s), {} on a disk of {} ({speed}), QEMU {}, {}. {:.0} s in all.\n",
             options.memory_mib,
@@ -162,7 +162,7 @@ impl Report {
             self.seconds
         );
         if options.acceleration == Acceleration::Tcg {
-            out += "Without KVM every instruction is translated: only sizes, counts, and durations that the disk's held down speed determines can be compared.\n";
+            out += "Without KVM every instruction is translated: only sizes, counts, and durations that the throttled disk's speed determines can be compared.\n";
         }
         out
     }

@@ -55,7 +55,8 @@ pub fn runs(report: &Report) -> Vec<Run> {
         }
     }
     all.extend(report.error.as_ref().map(|error| {
-        let cut = Run { machine: host(&report.host), ..begun("bisect", report.begun_ms) };
+        let cut = begun("bisect", report.begun_ms);
+        let cut = Run { machine: host(&report.host), parameters: parameters.clone(), ..cut };
         broken(cut, &anyhow::anyhow!("{error}"))
     }));
     all

@@ -288,7 +288,7 @@ impl Comparison {
 
     fn table(&self, options: &Options) -> String {
         let mut out = format!("{}\n", self.heading(options));
-        let times = format!("times {}", self.reference);
+        let times = format!("by {}", self.reference);
         let _ =
             writeln!(out, "{:<17} {:<11} {:>10}  {:>14}  {:>19}", "", "", "median", times, "95 % interval");
         let mut last = "";
@@ -322,7 +322,7 @@ impl Row {
             Some(Ratio::TooNoisy(noisy)) => {
                 ("too noisy".to_owned(), format!("{}–{}", short(noisy.low), short(noisy.high)))
             }
-            Some(Ratio::TooFew { pairs }) => ("too few".to_owned(), format!("{pairs} of {FEWEST}")),
+            Some(Ratio::TooFew { pairs }) => (format!("{pairs} of {FEWEST} rounds"), String::new()),
             Some(Ratio::NotMeasurable) => ("too short".to_owned(), String::new()),
         }
     }
@@ -363,12 +363,14 @@ fn told(ratio: &Ratio, runs: usize) -> String {
                 if known.low <= 1.0 && known.high >= 1.0 { ", so no difference is certain" } else { "" };
             format!("{} times, {}–{}{unsure}", short(known.ratio), short(known.low), short(known.high))
         }
-        Ratio::TooNoisy(noisy) => format!(
-            "too noisy: {}–{}; run more (`--runs {more}`) or on a quieter machine",
-            short(noisy.low),
-            short(noisy.high)
-        ),
-        Ratio::TooFew { pairs } => format!("no ratio from {pairs}: `--runs {FEWEST}` at least"),
+        Ratio::TooNoisy(noisy) => {
+            let (low, high) = (short(noisy.low), short(noisy.high));
+            // Of a wide interval the lower end says something all the same.
+            let least = if noisy.low > 1.0 { format!("at least {low} times, and ") } else { String::new() };
+            format!("{least}too noisy: {low}–{high}; run more (`--runs {more}`) or on a quieter machine")
+        }
+        Ratio::TooFew { pairs: 1 } => format!("1 round; a ratio needs {FEWEST}"),
+        Ratio::TooFew { pairs } => format!("{pairs} rounds; a ratio needs {FEWEST}"),
         Ratio::NotMeasurable => "no ratio: too short to be measured".to_owned(),
     }
 }

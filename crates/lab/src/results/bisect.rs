@@ -127,7 +127,7 @@ fn run(report: &Report, kernel: &Measured) -> Option<Section> {
 
 fn settings(report: &Report) -> Vec<(String, String)> {
     let options = &report.options;
-    let speed = options.disk_bps.map_or("not held down".to_owned(), |bps| format!("{}/s", bytes(bps)));
+    let speed = options.disk_bps.map_or("not throttled".to_owned(), |bps| format!("{}/s", bytes(bps)));
     [
         ("experiment", options.experiment.words().join(" ")),
         ("slow above", options.bound.map_or("–".to_owned(), |bound| shown(&options.figure, bound))),

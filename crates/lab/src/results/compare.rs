@@ -66,7 +66,8 @@ fn entries(report: &Report, of: &Comparison, name: impl Fn(&str) -> String) -> V
             .then(|| format!("{} left out on both sides", row.without.join(" and ")));
         Entry {
             name: name(&row.engine),
-            kind: row.engine.clone(),
+            // The colours of phases would say something here.
+            kind: "engine".to_owned(),
             runs: report.values(of.series, row),
             ratio: if is_known { format!("{ratio} × ({interval})") } else { ratio },
             note: without.unwrap_or_default(),
@@ -112,7 +113,7 @@ fn table(of: &Comparison) -> Table {
         let (ratio, interval) = row.ratio();
         vec![row.measure.clone(), row.engine.clone(), row.value(), ratio, interval, row.runs.to_string()]
     };
-    let times = format!("times {}", of.reference);
+    let times = format!("by {}", of.reference);
     let head = ["measure", "engine", "median", &times, "95 % interval", "rounds"].map(str::to_owned).into();
     Table { head, rows: of.rows.iter().map(row).collect() }
 }

@@ -109,7 +109,7 @@ fn of_store(series: wardian_history::Series) -> Series {
     let parameters = series.name.get(before..).unwrap_or_default();
     Series {
         graph: format!("{}|{}|{parameters}", series.host, series.experiment),
-        parameters: parameters.split(' ').filter(|one| !one.is_empty()).map(str::to_owned).collect(),
+        parameters: parameters.to_owned(),
         key: series.name,
         host: series.host,
         experiment: series.experiment,
@@ -166,7 +166,7 @@ mod tests {
         let version = stored.version().unwrap();
         let series = stored.series().unwrap();
         assert_eq!((series.len(), series[0].runs, series[0].last_ms), (1, 40, 39));
-        assert_eq!(series[0].parameters, ["code-mb=1", "to=3"]);
+        assert_eq!(series[0].parameters, "code-mb=1 to=3");
         assert_eq!(series[0].graph, Series::of(&run(1, 1.0, "")).graph);
         let points = stored.points(&series[0].key).unwrap().unwrap();
         assert_eq!((points.id.len(), points.steps.len()), (40, 1));

@@ -19,8 +19,8 @@ pub struct Args {
     /// directory with an image and lib/modules
     #[arg(long, value_name = "A,B,C", value_delimiter = ',', required_unless_present = "list")]
     kernels: Vec<String>,
-    /// A figure above this is slow: halve the kernels, and name the one that changed it. Without it each is measured
-    #[arg(long, value_name = "DURATION")]
+    /// A figure above this (300ms, 1.5s; of one in bytes 50M) is slow: halve the kernels, and name the one that changed it. Without it each is measured
+    #[arg(long, value_name = "DURATION|SIZE")]
     slow_above: Option<String>,
     /// The figure that is looked at [default: unmount_max_ms, or duration_ms of a command]
     #[arg(long, value_name = "NAME")]
@@ -125,6 +125,12 @@ impl Args {
             })?;
         }
         let figure = self.figure.unwrap_or_else(|| experiment.headline().to_owned());
+        ensure!(
+            experiment.may_have(&figure),
+            "--figure: {} has no figure {figure}: docs/lab.md has their names, such as {}",
+            experiment.name(),
+            experiment.headline()
+        );
         let bound =
             self.slow_above.map(|text| parse_bound(&text, &figure)).transpose().context("--slow-above")?;
         ensure!(bound.is_none_or(|bound| bound > 0.0), "--slow-above must be more than 0");

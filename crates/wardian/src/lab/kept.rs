@@ -34,6 +34,11 @@ impl Place {
         self.history.clone().or_else(usual)
     }
 
+    /// Returns the path that a flag names.
+    pub fn named(&self) -> Option<PathBuf> {
+        self.history.clone()
+    }
+
     /// Whether the user has named a file.
     fn is_named(&self) -> bool {
         self.history.is_some() || std::env::var_os(VARIABLE).is_some()

@@ -159,7 +159,7 @@ fn containerd_and_every_experiment() {
     // Of each engine: 4 phases of the new instance and 2 destroys, 3 and 2, and 3 phases of 2 containers; and a header.
     assert_eq!(fs::read_to_string(csv).unwrap().lines().count(), 1 + 2 * (6 + 5 + 6));
     let html = fs::read_to_string(html).unwrap();
-    for text in ["containerd, round 1", "too few", "1 of 5", "data-row=\"instance 1\""] {
+    for text in ["containerd, round 1", "1 of 5 rounds", "data-row=\"instance 1\""] {
         assert!(html.contains(text), "{text}");
     }
     let mut all = turns(&report);
@@ -175,7 +175,7 @@ fn containerd_and_every_experiment() {
         assert_eq!(phases(turn), expected);
     }
     let flat = said.out.replace("\n  ", " ");
-    assert!(flat.contains("no ratio from 1: `--runs 5` at least"), "{said:?}");
+    assert!(flat.contains("1 round; a ratio needs 5"), "{said:?}");
     assert!(!said.out.contains("times, "), "{said:?}");
 }
 

@@ -59,6 +59,13 @@ impl By {
         }
     }
 
+    /// What the runs of all groups have in common, as far as a reader wants to know.
+    fn common(self, run: &Run) -> String {
+        let mode = if self == Self::Mode { "" } else { &run.mode };
+        let engine = if self == Self::Engine { String::new() } else { format!(" by {}", run.engine) };
+        words::short(&run.experiment, mode) + &engine
+    }
+
     /// What the runs of all groups must have in common.
     fn rest(self, run: &Run) -> String {
         let mut alike = run.clone();
@@ -143,7 +150,7 @@ fn groups(store: &Store, args: &Args) -> Result<()> {
         }
         let [first, others @ ..] = &names[..] else { continue };
         let name = args.figure.as_ref().unwrap_or(&example.headline);
-        let what = words::short(&example.experiment, &example.mode);
+        let what = args.by.common(example);
         for other in others {
             let (before, after) = (&groups[*first].1, &groups[*other].1);
             let title = print::tame(&format!("{what}, {name}: {} against {}", shown(other), shown(first)));

@@ -6,6 +6,7 @@ use crate::lab::kept::{self, Place};
 use crate::print;
 use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 
 /// How the runs are listed.
 #[derive(Debug, clap::Args)]
@@ -34,6 +35,16 @@ pub struct Show {
     place: Place,
 }
 
+/// What is told of the series.
+#[derive(Debug, clap::Args)]
+pub struct Series {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
 /// List runs.
 pub fn run(args: &Args) -> Result<()> {
     let store = kept::readable(&args.place)?;
@@ -41,25 +52,50 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print::json(&runs);
     }
-    let rows: Vec<[String; 6]> = runs
+    // What a program or a pager reads is not cut.
+    let is_narrow = std::io::stdout().is_terminal();
+    let cut = |text: &str, most: usize| if is_narrow { print::ellipsis(text, most) } else { text.to_owned() };
+    let rows: Vec<[String; 7]> = runs
         .iter()
         .map(|run| {
-            let value = match (run.complete, run.value()) {
-                (false, _) => "failed".to_owned(),
-                (true, Some(value)) => words::value(&run.headline, value),
-                (true, None) => "-".to_owned(),
+            let (value, figure) = match (run.complete, run.value()) {
+                (false, _) => ("failed".to_owned(), String::new()),
+                (true, Some(value)) => (words::value(&run.headline, value), words::figure(&run.headline)),
+                (true, None) => ("-".to_owned(), String::new()),
             };
+            let parameters: Vec<String> =
+                run.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
             [
                 run.id.to_string(),
                 words::minute(run.begun_ms),
-                print::ellipsis(&words::short(&run.experiment, &run.mode), 21),
-                print::ellipsis(&run.engine, 10),
-                print::ellipsis(&run.machine.kernel, 14),
-                value,
+                cut(&words::short(&run.experiment, &run.mode), 21),
+                cut(&run.engine, 10),
+                cut(&run.machine.kernel, 14),
+                format!("{value} {figure}").trim_end().to_owned(),
+                cut(&parameters.join(" "), 40),
             ]
         })
         .collect();
-    print::text(&print::table(["ID", "BEGUN (UTC)", "EXPERIMENT", "ENGINE", "KERNEL", "VALUE"], &rows))
+    let head = ["ID", "BEGUN (UTC)", "EXPERIMENT", "ENGINE", "KERNEL", "VALUE", "PARAMETERS"];
+    print::text(&print::table(head, &rows))
+}
+
+/// List the series.
+pub fn series(args: &Series) -> Result<()> {
+    let store = kept::readable(&args.place)?;
+    let all = store.series()?;
+    if args.json {
+        return print::json(&all);
+    }
+    let rows: Vec<[String; 4]> = all
+        .iter()
+        .map(|series| {
+            let runs = format!("{} of {}", series.complete, series.runs);
+            [runs, words::minute(series.newest_ms), words::figure(&series.headline), series.name.clone()]
+        })
+        .collect();
+    let head = ["COMPLETE", "NEWEST (UTC)", "FIGURE", "HOST|EXPERIMENT|ENGINE|MODE|PARAMETERS"];
+    print::text(&print::table(head, &rows))
 }
 
 /// Print one run.
@@ -84,7 +120,7 @@ pub fn show(args: &Show) -> Result<()> {
     let version = version.into_iter().flatten().collect::<Vec<_>>().join(" ");
     for (name, text) in [
         ("begun", words::minute(run.begun_ms) + " UTC"),
-        ("engine", format!("{} {version}", run.engine)),
+        ("engine", format!("{} {version}", run.engine).trim_end().to_owned()),
         ("kernel", machine.kernel.clone()),
         ("host", format!("{}: {} processors, {memory}, load {}", machine.host, machine.cpus, machine.load)),
         (
@@ -92,7 +128,7 @@ pub fn show(args: &Show) -> Result<()> {
             format!("{} ({}), cgroups {}", machine.filesystem, machine.mount_options, machine.cgroups),
         ),
         ("parameters", parameters.join(" ")),
-        ("command", run.command.join(" ")),
+        ("command", wardian_pictures::command_line(&run.command)),
         ("timeline", if run.timeline.is_some() { "yes (--json)" } else { "none" }.to_owned()),
     ] {
         let _ = writeln!(out, "{}", print::wrapped(&format!("{name}: {}", print::tame(&text))));

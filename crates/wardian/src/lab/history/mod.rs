@@ -36,6 +36,8 @@ enum Command {
     List(list::Args),
     /// Print all that is known of a run
     Show(list::Show),
+    /// List the series: runs that can be compared with each other
+    Series(list::Series),
     /// Compare two runs, or groups of runs: of two kernels, versions, engines
     Compare(compare::Args),
     /// Find the runs from which on the figures are others than before; exit code 3 if there are any
@@ -96,6 +98,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None => list::run(&args.list)?,
         Some(Command::List(args)) => list::run(&args)?,
         Some(Command::Show(args)) => list::show(&args)?,
+        Some(Command::Series(args)) => list::series(&args)?,
         Some(Command::Compare(args)) => compare::run(&args)?,
         Some(Command::Steps(args)) => return find(&args),
         Some(Command::Export(args)) => export(&args)?,

@@ -41,6 +41,12 @@ pub fn value(name: &str, value: f64) -> String {
     if value.fract() == 0.0 { format!("{value}") } else { format!("{value:.3}") }
 }
 
+/// The name of a figure without its unit: `waiting`.
+pub fn figure(name: &str) -> String {
+    let name = name.strip_suffix("_ms").or(name.strip_suffix("_bytes")).unwrap_or(name);
+    name.replace('_', " ")
+}
+
 /// The figure that stands for a series, at the begin of a sentence.
 fn headline(name: &str) -> String {
     match name {
