@@ -106,6 +106,11 @@ pub fn wrapped(text: &str) -> String {
     wrap(text, width_of(rustix::stdio::stdout()))
 }
 
+/// The columns of the terminal that standard output is; `None`: it is none.
+pub fn columns() -> Option<usize> {
+    width_of(rustix::stdio::stdout())
+}
+
 /// The columns of a terminal; `None`: it is none, or does not say.
 fn width_of(fd: BorrowedFd<'_>) -> Option<usize> {
     rustix::termios::tcgetwinsize(fd).ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0)

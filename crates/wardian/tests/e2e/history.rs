@@ -96,7 +96,12 @@ fn runs_are_kept_and_come_back() {
     }
     let list = place.say(&["history"]);
     assert!(list.lines().count() == 3 && list.contains("teardown volatile"), "{list}");
-    assert!(list.lines().all(|line| line.chars().count() <= 80), "{list}");
+    // Nothing is cut where it is piped.
+    assert!(list.contains("unmount max") && list.contains("mb=") && !list.contains('…'), "{list}");
+    let series = place.say(&["history", "series"]);
+    assert!(series.contains("2 of 2") && series.contains("|teardown|kernel|volatile|"), "{series}");
+    let export = place.lab(&["history", "export", place.file().to_str().unwrap()]);
+    assert!(export.code == Some(1) && export.err.contains("is a database"), "{export:?}");
     assert!(place.say(&["history", "show", "2"]).contains("unmount_max_ms"));
     assert!(place.say(&["history", "compare", "1", "2"]).contains("RUN 2"));
     let said = place.lab(&["history", "compare"]);
@@ -207,7 +212,7 @@ fn a_step_is_told_with_what_changed() {
     let compared = other.say(&["history", "compare", "6.12.9", "6.12.12"]);
     assert!(compared.contains("6.12.12 against 6.12.9: differs, 1.2"), "{compared}");
     let said = other.lab(&["history", "compare", "6.12.9", "6.12.12", "--until", "1970-02-04"]);
-    assert!(said.code == Some(1) && said.out.contains("too few for a ratio"), "{said:?}");
+    assert!(said.code == Some(1) && said.out.contains("too few complete runs for a ratio"), "{said:?}");
 }
 
 #[test]
@@ -261,6 +266,28 @@ fn a_monitor_tells_a_new_step_once() {
     let once = [&["run", "--once", "--webhook", &url, "--"], &place.experiment(&[])[..]].concat();
     let said = place.lab(&once);
     assert!(said.code == Some(0) && said.err.is_empty(), "{said:?}");
+    place.nothing_is_left();
+}
+
+#[test]
+fn what_fails_is_told_and_the_watch_goes_on() {
+    let place = Place::new();
+    let pid = place.base.path().join("pid");
+    // What it leaves holds its output open.
+    let script = format!("sleep 600 & echo $! > {}; echo why >&2; exit 3", pid.display());
+    let said =
+        place.lab(&["run", "--count", "2", "--every", "1s", "--", "record", "--", "sh", "-c", &script]);
+    let left = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+    assert!(std::path::Path::new(&format!("/proc/{left}")).exists(), "it has waited for it: {said:?}");
+    signal(left, Signal::KILL);
+    std::fs::remove_file(pid).unwrap();
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert_eq!(said.err.matches("the experiment failed (exit status: 3):").count(), 2, "{said:?}");
+    assert!(said.err.contains("why"), "{said:?}");
+    assert_eq!(place.runs().len(), 2);
+    // A run that is not kept is a failure as well.
+    let said = place.lab(&["run", "--once", "--", "record", "--", "/nowhere"]);
+    assert!(said.code == Some(1) && said.err.contains("cannot run /nowhere"), "{said:?}");
     place.nothing_is_left();
 }
 

@@ -174,7 +174,8 @@ async fn output_goes_to_files() {
         command(&server, &["attach", "-i", "h"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     writeln!(typing.stdin.as_ref().unwrap(), "go").unwrap();
     typing.wait().unwrap();
-    until(&["stderr F two", "stdout F one", "stdout P three"]).await;
+    // The output is over: what was no whole line is ended.
+    until(&["stderr F two", "stdout F ", "stdout F one", "stdout P three"]).await;
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     // Of a process whose output is not kept there is no file.

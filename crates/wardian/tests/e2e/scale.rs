@@ -1,7 +1,7 @@
 //! `wardian lab scale`: stories on servers of its own and on one that is there, what is no story, and an end at any moment.
 
 use crate::cli::Said;
-use crate::support::{NETWORK, Server, WARDIAN, base, names, signal};
+use crate::support::{NETWORK, STUCK, Server, WARDIAN, base, ended_within, names, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 use wardian_lab::code::Code;
 use wardian_lab::drive::Instance;
 use wardian_needs::needs;
@@ -272,4 +273,50 @@ fn whoever_interrupts_a_second_story_finds_nothing_left() {
     // The first story was told, and the second had not begun.
     let report = place.half();
     assert_eq!((&report["complete"], &report["run"]), (&true.into(), &1.into()), "{report:#}");
+}
+
+/// Processes of the place's servers, and of what their containers run.
+fn processes(place: &Place) -> Vec<String> {
+    let here = place.base.path().display().to_string();
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines.filter(|line| line.contains(" serve ") && line.contains(&here)).collect()
+}
+
+/// The end of a terminal cleans up as Ctrl-C does; after a kill the server ends, and the next experiment removes the rest.
+#[test]
+fn a_killed_story_leaves_no_server() {
+    let place = Place::new();
+    for asked in [Signal::HUP, Signal::KILL] {
+        let mut child = place.start(&["--to", "2", "--code-mb", "1"]);
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("create") {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "it ended");
+        }
+        signal(child.id(), asked);
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        let code = child.wait().unwrap().code();
+        if asked == Signal::HUP {
+            assert_eq!(code, Some(129), "{rest}");
+            place.half();
+            assert_eq!(processes(&place), Vec::<String>::new());
+        }
+    }
+    let until = Instant::now() + STUCK;
+    while !processes(&place).is_empty() {
+        assert!(Instant::now() < until, "{:?}", processes(&place));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut next =
+        Command::new(WARDIAN).args(["lab", "record", "--", "true"]).stderr(Stdio::null()).spawn().unwrap();
+    assert!(ended_within(&mut next, STUCK).unwrap().success());
+    // A test beside this one may be about it.
+    while !names(place.base.path()).is_empty() {
+        assert!(Instant::now() < until, "{:?}", names(place.base.path()));
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -6,7 +6,10 @@ use crate::lab::kept::{self, Place};
 use crate::print;
 use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+
+/// Columns that a list takes besides the parameters, and the fewest that they get.
+const OTHERS: usize = 100;
+const LEAST: usize = 12;
 
 /// How the runs are listed.
 #[derive(Debug, clap::Args)]
@@ -53,8 +56,12 @@ pub fn run(args: &Args) -> Result<()> {
         return print::json(&runs);
     }
     // What a program or a pager reads is not cut.
-    let is_narrow = std::io::stdout().is_terminal();
-    let cut = |text: &str, most: usize| if is_narrow { print::ellipsis(text, most) } else { text.to_owned() };
+    let columns = print::columns();
+    let cut = |text: &str, most: usize| {
+        if columns.is_some() { print::ellipsis(text, most) } else { text.to_owned() }
+    };
+    // The parameters get what the other columns leave.
+    let rest = columns.map_or(0, |columns| columns.saturating_sub(OTHERS).max(LEAST));
     let rows: Vec<[String; 7]> = runs
         .iter()
         .map(|run| {
@@ -72,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
                 cut(&run.engine, 10),
                 cut(&run.machine.kernel, 14),
                 format!("{value} {figure}").trim_end().to_owned(),
-                cut(&parameters.join(" "), 40),
+                cut(&parameters.join(" "), rest),
             ]
         })
         .collect();
