@@ -145,11 +145,12 @@ impl Report {
         });
         let missing =
             self.missing.iter().map(|Missing { name, why }| format!("Not compared: {name}: {why}."));
-        let busiest = self.turns.iter().map(|turn| turn.load).fold(0.0, f64::max);
-        let busy = (busiest > self.host.cpus as f64).then(|| {
+        // Later turns have the load of those before them.
+        let before = self.turns.first().map_or(0.0, |turn| turn.load);
+        let busy = (before > self.host.cpus as f64).then(|| {
             format!(
-                "Warning: the load average was up to {busiest:.1} on {} processors, so other programs ran too: trust \
-                 the ratios, whose turns were next to each other, rather than the durations.",
+                "Warning: the load average was {before:.1} on {} processors before the first turn, so other programs ran \
+                 too: trust the ratios, whose turns were next to each other, rather than the durations.",
                 self.host.cpus
             )
         });

@@ -230,8 +230,13 @@ impl Watch<'_> {
     /// Tells what is new in the series that were appended to. Returns how many there are.
     async fn look(&mut self, before: i64, signals: &mut Signals) -> Result<usize> {
         let names = self.store.series_since(before)?;
+        let mut all = Vec::new();
         for series in self.store.series()?.into_iter().filter(|series| names.contains(&series.name)) {
-            let newest = self.store.points(&series.name)?.pop();
+            all.push((self.store.points(&series.name)?.pop(), series));
+        }
+        // In the order of their runs.
+        all.sort_by_key(|(newest, _)| newest.as_ref().map(|point| point.id));
+        for (newest, series) in all {
             if let Some(point) = newest.filter(|point| point.complete) {
                 let value =
                     point.value.map(|value| words::value(&series.headline, value)).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! `wardian lab history`.
 
 mod compare;
+mod graph;
 mod list;
 mod select;
 pub mod words;
@@ -10,7 +11,7 @@ use crate::print;
 use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use select::Select;
-use std::io::{BufReader, IsTerminal as _, Seek as _};
+use std::io::{BufReader, IsTerminal as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wardian_history::exchange::{self, Form};
@@ -57,6 +58,9 @@ struct Steps {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Draw the series over time there, with their steps: those with the figure of the newest one
+    #[arg(long, value_name = "FILE", value_parser = crate::lab::file())]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
 }
@@ -125,12 +129,23 @@ struct Found {
 
 fn find(args: &Steps) -> Result<ExitCode> {
     let store = kept::readable(&args.place)?;
-    let mut all = Vec::new();
+    let (mut all, mut graph) = (Vec::new(), graph::Graph::default());
     for series in args.select.series(&store)? {
         let mut points = store.points(&series.name)?;
         points.retain(|point| args.select.holds(point.begun_ms));
         let count = points.iter().filter(|point| steps::counts(point)).count();
-        all.push(Found { series, enough: count >= 2 * SHORTEST, steps: steps::find(&points) });
+        let steps = steps::find(&points);
+        if args.svg.is_some() {
+            graph.add(&series, &points, &steps);
+        }
+        all.push(Found { series, enough: count >= 2 * SHORTEST, steps });
+    }
+    if let Some(file) = &args.svg {
+        ensure!(!is_database(file), "{} is a database: name another file for the picture", file.display());
+        let written = wardian_sys::directory::create(file)
+            .map_err(std::io::Error::from)
+            .and_then(|mut to| to.write_all(graph.svg().as_bytes()));
+        written.with_context(|| format!("write {}", file.display()))?;
     }
     let steps: usize = all.iter().map(|found| found.steps.len()).sum();
     if args.json {

@@ -48,7 +48,7 @@ pub fn figure(name: &str) -> String {
 }
 
 /// The figure that stands for a series, at the begin of a sentence.
-fn headline(name: &str) -> String {
+pub fn headline(name: &str) -> String {
     match name {
         "waiting_ms" => "Waiting time".to_owned(),
         "unmount_max_ms" => "The slowest unmount".to_owned(),
