@@ -336,7 +336,7 @@ impl Attribution {
         }
         let round = self.rounds.get(&pid).filter(|round| round.active);
         let round = round.or_else(|| {
-            let worker = self.workers && comm.starts_with("kworker/") && stack.is_empty();
+            let worker = self.workers && comm.starts_with("kworker/");
             let last = self.last_round.as_ref().filter(|(end_ms, _)| t_ms - end_ms <= GAP_MS);
             let any = || self.rounds.values().find(|round| round.active).or(last.map(|(_, round)| round));
             worker.then(any).flatten()
@@ -466,8 +466,18 @@ k-2 [001] ..... 100.5: writeback_written: {work}
 
     #[test]
     fn other_workers_may_submit_what_a_flusher_writes() {
-        let worker =
-            |time: f64| format!("kworker/u8:1-9 [001] ..... {time}: block_bio_queue: 7,2 W 8 + 16 [k]\n");
+        // The stack says what a worker does, and not for whom.
+        let worker = |time: f64| {
+            format!(
+                "kworker/u8:1-9 [001] ..... {time}: block_bio_queue: 7,2 W 8 + 16 [k]
+kworker/u8:1-9 [001] ..... {time}: <stack trace>
+ => submit_bio_noacct
+ => btrfs_submit_bio
+ => run_one_async_done
+ => process_one_work
+"
+            )
+        };
         let text = round("sync").replace("k-2", "kworker/u8:0-2") + &worker(100.7) + &worker(105.0);
         let causes = |workers: bool| {
             let mut parser = Parser::default();

@@ -69,7 +69,7 @@ impl Files {
         self.bytes > 0
     }
 
-    /// Makes the directory for the files of a container's processes, It must exist before a process has output: what
+    /// Makes the directory for the files of a container's processes. It must exist before a process has output: what
     /// comes after the end of the container finds none, and makes none.
     ///
     /// # Errors
