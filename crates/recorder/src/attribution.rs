@@ -77,8 +77,8 @@ pub(crate) struct Attribution {
     rounds: HashMap<u32, Round>,
     /// Other workers submit what a flusher writes, also after its round: the file system has checksums (btrfs).
     workers: bool,
-    /// When the last round ended, and what it was.
-    last_round: Option<(f64, Round)>,
+    /// The round that has written an inode last, and when that, or a worker's write for it, was.
+    wrote: Option<(f64, Round)>,
     queued: VecDeque<(Work, Asker)>,
     /// By thread: the system call that it is in.
     current: HashMap<u32, (String, f64)>,
@@ -132,10 +132,9 @@ impl Attribution {
             What::End => {
                 if let Some(round) = self.rounds.get_mut(&pid) {
                     round.active = false;
-                    self.last_round = Some((t_ms, round.clone()));
                 }
             }
-            What::Inode { ino, pages } => self.inode(pid, ino, pages),
+            What::Inode { ino, pages } => self.inode(t_ms, pid, ino, pages),
             What::Dirty { ino } => {
                 // A flusher that allocates blocks also marks inodes dirty, but is not the writer.
                 if self.dirtied.len() < DIRTIED_MAX && !event.comm.starts_with("kworker/") {
@@ -330,17 +329,31 @@ impl Attribution {
         }
     }
 
+    /// The round that a worker writes for: one that was asked for, or else the last that has written something. After a
+    /// round that was asked for a flusher looks for old data, which is a round that mostly writes nothing.
+    fn worked_for(&mut self, t_ms: f64) -> Option<Round> {
+        let asked = self.rounds.values().find(|round| round.active && round.asker.is_some());
+        if asked.is_some() {
+            return asked.cloned();
+        }
+        if let Some((last_ms, round)) = &mut self.wrote
+            && t_ms - *last_ms <= GAP_MS
+        {
+            // A slow disk takes what was written for longer.
+            *last_ms = t_ms;
+            return Some(round.clone());
+        }
+        self.rounds.values().find(|round| round.active).cloned()
+    }
+
     fn bio(&mut self, t_ms: f64, pid: u32, comm: String, flags: &str, bytes: u64, stack: Vec<String>) {
         if flags.contains('D') {
             return self.discard(t_ms, pid, comm, bytes, stack);
         }
-        let round = self.rounds.get(&pid).filter(|round| round.active);
-        let round = round.or_else(|| {
-            let worker = self.workers && comm.starts_with("kworker/");
-            let last = self.last_round.as_ref().filter(|(end_ms, _)| t_ms - end_ms <= GAP_MS);
-            let any = || self.rounds.values().find(|round| round.active).or(last.map(|(_, round)| round));
-            worker.then(any).flatten()
-        });
+        let own = self.rounds.get(&pid).is_some_and(|round| round.active);
+        let is_worker = !own && self.workers && comm.starts_with("kworker/");
+        let others = is_worker.then(|| self.worked_for(t_ms)).flatten();
+        let round = self.rounds.get(&pid).filter(|round| round.active).or(others.as_ref());
         let by = self.task(pid, comm, &stack);
         let (cause, how, asker) = if let Some((cause, function)) = causes::of_stack(&stack) {
             let asker = (cause != Cause::JournalCommit && !by.comm.starts_with("kworker/"))
@@ -392,9 +405,14 @@ impl Attribution {
     }
 
     /// Adds pages of an inode, which the flusher has just submitted, to the thread's last burst.
-    fn inode(&mut self, pid: u32, ino: u64, pages: u64) {
+    fn inode(&mut self, t_ms: f64, pid: u32, ino: u64, pages: u64) {
         if pages == 0 {
             return;
+        }
+        if self.workers
+            && let Some(round) = self.rounds.get(&pid)
+        {
+            self.wrote = Some((t_ms, round.clone()));
         }
         let writer = self.dirtied.get(&ino).cloned();
         let Some(burst) = self.bursts.get(&pid).and_then(|at| self.written.get_mut(*at)) else { return };
@@ -478,7 +496,16 @@ kworker/u8:1-9 [001] ..... {time}: <stack trace>
 "
             )
         };
-        let text = round("sync").replace("k-2", "kworker/u8:0-2") + &worker(100.7) + &worker(105.0);
+        // After the sync the flusher looks for old data, and finds none.
+        let idle = |event: &str, time: f64| {
+            format!(
+                "kworker/u8:0-2 [001] ..... {time}: {event}: bdi 7:2: sb_dev 7:2 nr_pages=1 sync_mode=0 \
+                 reason=periodic cgroup_ino=1\n"
+            )
+        };
+        let (start, end) = (idle("writeback_start", 100.55), idle("writeback_written", 100.8));
+        let text =
+            round("sync").replace("k-2", "kworker/u8:0-2") + &start + &worker(100.7) + &end + &worker(105.0);
         let causes = |workers: bool| {
             let mut parser = Parser::default();
             let mut attribution = Attribution::since(100.0, workers);
