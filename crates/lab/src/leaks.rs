@@ -38,6 +38,13 @@ pub struct Leak {
     pub instance: Option<String>,
 }
 
+impl Leak {
+    /// Whether it is the same object, for whatever reason it counts as leaked.
+    fn is(&self, other: &Self) -> bool {
+        (self.kind, &self.what, &self.instance) == (other.kind, &other.what, &other.instance)
+    }
+}
+
 /// The records in the run directories.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
@@ -79,9 +86,10 @@ pub fn survey(runs: &[PathBuf]) -> Result<Survey> {
     }
     std::thread::sleep(PATIENCE);
     let mut now = look(runs)?;
-    now.leaks.retain(|leak| first.leaks.contains(leak));
+    let stays = |leak: &Leak| first.leaks.iter().any(|first| first.is(leak));
+    now.leaks.retain(stays);
     for instance in &mut now.instances {
-        instance.leaks.retain(|leak| first.leaks.contains(leak));
+        instance.leaks.retain(stays);
         instance.abandoned &= first.instances.iter().any(|i| i.tag == instance.tag && i.abandoned);
     }
     now.instances.retain(|instance| !instance.leaks.is_empty());
@@ -322,13 +330,11 @@ fn mount_leaks(processes: &[Process], records: &Records, leaks: &mut BTreeSet<Le
                 continue;
             }
             let point = point.display();
-            let what = format!("overlay on {point} in process {} ({})", process.pid, process.comm);
-            leaks.insert(Leak {
-                kind: "mount",
-                what,
-                why: "a root file system without a record".into(),
-                instance: None,
-            });
+            let what = format!("overlay on {point}");
+            // The first process with a copy of the mount may be another one in the next search.
+            let (pid, comm) = (process.pid, &process.comm);
+            let why = format!("a root file system without a record, in process {pid} ({comm})");
+            leaks.insert(Leak { kind: "mount", what, why, instance: None });
         }
     }
 }
@@ -464,6 +470,22 @@ mod tests {
         let others = line("volatile").replace("=/upper", "=/var/lib/other/upper");
         assert!(volatile_overlays(others.as_bytes()).is_empty());
         assert!(volatile_overlays(b"27 1 254:0 / / rw - ext4 /dev/vda rw\n").is_empty());
+    }
+
+    /// Which process has a copy of a mount is another matter than whether it is leaked.
+    #[test]
+    fn a_mount_is_the_same_in_whatever_process_it_is_found() {
+        let mountinfo =
+            b"40 27 0:50 / /nowhere/x rw - overlay overlay rw,lowerdir=/l,upperdir=/upper,volatile\n";
+        let found = |pid: u32| {
+            let mut leaks = BTreeSet::new();
+            let process = Process { pid, mountinfo: mountinfo.to_vec(), ..Process::default() };
+            mount_leaks(&[process], &Records::default(), &mut leaks);
+            leaks.pop_first().unwrap()
+        };
+        let (one, other) = (found(7), found(8));
+        assert!(one.is(&other) && one.why.contains("process 7") && one.what == "overlay on /nowhere/x");
+        assert!(!one.is(&Leak { what: "overlay on /nowhere/y".into(), ..other }));
     }
 
     #[test]
