@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use wardian_recorder::Disk;
 use wardian_sys::procfs::{self, MountInfo};
 
@@ -212,6 +212,12 @@ pub fn mount_of<'a>(mounts: &'a [MountInfo], path: &Path) -> Option<&'a MountInf
     let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
     // A later mount on the same point covers the earlier one.
     above.max_by_key(|mount| mount.mount_point.components().count())
+}
+
+/// A time in ms since 1970.
+pub(crate) fn since_1970(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A duration in milliseconds, to the microsecond.

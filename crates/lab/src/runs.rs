@@ -1,21 +1,17 @@
 //! Results of experiments as runs of the history.
 
 use crate::bench::Figures;
-use crate::host::Host;
+use crate::host::{Host, since_1970};
 use crate::report::Phase;
 use crate::scale::{self, Kind};
 use crate::teardown::options::{Again, Order, Source, Target};
 use crate::{record, teardown, timelines};
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 use wardian_history::{Machine, Run};
 
-/// A time in ms since 1970.
-pub(crate) fn since_1970(time: SystemTime) -> i64 {
-    i64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(i64::MAX)
-}
-
-/// A run of this machine and program, begun at this time (ms since 1970), without results. Revision and command are the caller's.
+/// A run of this machine and program, begun at this time (ms since 1970), without results. Revision and command are the
+/// caller's.
 pub(crate) fn begun(experiment: &str, begun_ms: i64) -> Run {
     Run {
         begun_ms,
@@ -238,6 +234,7 @@ mod tests {
     use super::*;
     use crate::bench::Figure;
     use crate::scale::Mode;
+    use std::time::UNIX_EPOCH;
 
     #[test]
     fn a_story_is_of_the_series_of_its_options() {

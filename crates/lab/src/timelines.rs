@@ -3,6 +3,7 @@
 use crate::compare::Turn;
 use crate::report::Phase;
 use crate::{record, scale, teardown};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use wardian_history::{Bar, Mark, Row, Sample, Timeline, Wait};
 use wardian_recorder::{CauseShare, Diagnosis, Task};
@@ -90,6 +91,28 @@ pub fn of_turn(turn: &Turn) -> Timeline {
             .collect(),
         waits: Vec::new(),
     }
+}
+
+/// The timeline of a teardown in a guest, from the report that it made there: dirty bytes and marks; `None` of another one.
+pub fn of_guest(report: &Value) -> Option<Timeline> {
+    let number = |value: &Value| value.as_f64();
+    let samples: Vec<Sample> = report["samples"]
+        .as_array()?
+        .iter()
+        .filter_map(|sample| {
+            Some(Sample {
+                t_ms: number(&sample["t_ms"])?,
+                dirty_bytes: sample["dirty_bytes"].as_u64()?,
+                writeback_bytes: sample["writeback_bytes"].as_u64()?,
+            })
+        })
+        .collect();
+    let marks = report["marks"].as_array().into_iter().flatten();
+    let marks = marks.filter_map(|mark| {
+        Some(Mark { t_ms: number(&mark["t_ms"])?, name: mark["name"].as_str()?.to_owned() })
+    });
+    let length_ms = samples.last()?.t_ms;
+    Some(Timeline { length_ms, samples, marks: marks.collect(), ..Timeline::default() })
 }
 
 /// The timeline of a recording: a row for each cause of writes, and one for each thread that waited.

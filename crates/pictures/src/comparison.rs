@@ -141,10 +141,8 @@ pub fn comparison(of: &Comparison, look: &Look) -> String {
         let at = x(bound);
         canvas.path("wp-mark", &format!("M{} {}V{}", N(at), N(top - 2.0), N(y)));
         let label = format!("bound {}", of.unit.show(bound));
-        let (class, at) = match text::width(&label, 11.0) {
-            width if at + width > look.width() - pad => ("wp-end wp-soft wp-small", at),
-            _ => ("wp-soft wp-small", at),
-        };
+        let is_near_the_edge = at + text::width(&label, 11.0) > look.width() - pad;
+        let class = if is_near_the_edge { "wp-end wp-soft wp-small" } else { "wp-soft wp-small" };
         canvas.text(at, top - 6.0, class, &label);
     }
     y += 22.0;

@@ -2,11 +2,12 @@
 
 use super::figures;
 use crate::guest::{Failure, Guest, said};
+use crate::host::since_1970;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// An experiment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -128,7 +129,7 @@ impl Experiment {
         guest: &mut Guest,
         patience: Duration,
     ) -> Result<Result<Run, String>, Failure> {
-        let begun = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let begun_ms = since_1970(SystemTime::now());
         let output = guest.sh(&self.script(), patience).await?;
         if output.status != 0 {
             return Ok(Err(format!("the experiment ended with {}: {}", output.status, said(&output.bytes))));
@@ -139,7 +140,6 @@ impl Experiment {
             Ok(report) => report,
             Err(error) => return Ok(Err(format!("{error:#}"))),
         };
-        let begun_ms = i64::try_from(begun.as_millis()).unwrap_or_default();
         Ok(Ok(Run { begun_ms, ..self.read(report) }))
     }
 

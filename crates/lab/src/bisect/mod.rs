@@ -12,15 +12,13 @@ mod search;
 
 pub use figures::parse_bound;
 pub use runs::runs;
-pub(crate) use runs::timeline;
 pub use search::{Side, Verdict};
 
 use crate::guest::kernel::{Name, cached};
 use crate::guest::{self, Failure, Guest, Settings, apt, machine};
-use crate::host::Host;
+use crate::host::{Host, since_1970};
 use crate::leftovers::{PREFIX, Records};
 use crate::progress::Progress;
-use crate::runs::since_1970;
 use crate::{Interrupted, ground, interruption};
 use anyhow::{Context, Result, bail, ensure};
 use options::Options;

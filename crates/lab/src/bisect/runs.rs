@@ -2,9 +2,9 @@
 
 use super::report::Report;
 use crate::runs::{begun, broken, machine as host};
-use serde_json::Value;
+use crate::timelines;
 use std::collections::BTreeMap;
-use wardian_history::{Machine, Mark, Run, Sample, Timeline};
+use wardian_history::{Machine, Run};
 
 /// The runs of a bisection: one for each run on each kernel, and one without figures for each kernel that could not be
 /// measured. What ended it early is a run `bisect` without figures.
@@ -46,7 +46,7 @@ pub fn runs(report: &Report) -> Vec<Run> {
             begun_ms: run.begun_ms,
             figures: run.figures.clone(),
             complete: true,
-            timeline: timeline(&run.report),
+            timeline: timelines::of_guest(&run.report),
             ..blank.clone()
         }));
         if let Some(reason) = &kernel.skipped {
@@ -60,26 +60,4 @@ pub fn runs(report: &Report) -> Vec<Run> {
         broken(cut, &anyhow::anyhow!("{error}"))
     }));
     all
-}
-
-/// Dirty bytes and phases, from the report that a teardown made in the guest.
-pub(crate) fn timeline(report: &Value) -> Option<Timeline> {
-    let number = |value: &Value| value.as_f64();
-    let samples: Vec<Sample> = report["samples"]
-        .as_array()?
-        .iter()
-        .filter_map(|sample| {
-            Some(Sample {
-                t_ms: number(&sample["t_ms"])?,
-                dirty_bytes: sample["dirty_bytes"].as_u64()?,
-                writeback_bytes: sample["writeback_bytes"].as_u64()?,
-            })
-        })
-        .collect();
-    let marks = report["marks"].as_array().into_iter().flatten();
-    let marks = marks.filter_map(|mark| {
-        Some(Mark { t_ms: number(&mark["t_ms"])?, name: mark["name"].as_str()?.to_owned() })
-    });
-    let length_ms = samples.last()?.t_ms;
-    Some(Timeline { length_ms, samples, marks: marks.collect(), ..Timeline::default() })
 }

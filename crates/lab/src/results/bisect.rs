@@ -1,10 +1,11 @@
 //! Results of `wardian lab bisect` as files.
 
 use super::Results;
+use crate::bisect::Verdict;
 use crate::bisect::figures::shown;
 use crate::bisect::report::{Measured, Report};
-use crate::bisect::{Verdict, timeline as of_run};
 use crate::report::bytes;
+use crate::timelines;
 use anyhow::{Context, Result};
 use wardian_pictures::{Comparison, Entry, Look, Page, Part, Section, Table, Unit, comparison, timeline};
 
@@ -82,7 +83,8 @@ fn kernels(report: &Report) -> Comparison {
         ratio: kernel.recognised().join(", "),
         note: match (&kernel.skipped, kernel.runs.is_empty()) {
             (Some(reason), _) => format!("skipped: {reason}"),
-            (None, true) => "not measured: it was not needed".to_owned(),
+            (None, true) if report.complete => "not measured: it was not needed".to_owned(),
+            (None, true) => "not measured".to_owned(),
             (None, false) => String::new(),
         },
     };
@@ -117,7 +119,7 @@ fn run(report: &Report, kernel: &Measured) -> Option<Section> {
     let mut runs: Vec<_> = kernel.runs.iter().collect();
     runs.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
     let middle = runs.get(runs.len() / 2)?;
-    let drawn = of_run(&middle.report)?;
+    let drawn = timelines::of_guest(&middle.report)?;
     let mut parts = vec![Part::picture(|look| timeline(&drawn, look))];
     if !middle.diagnosis.is_empty() {
         parts.insert(0, Part::Text(middle.diagnosis.clone()));

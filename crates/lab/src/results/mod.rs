@@ -10,10 +10,10 @@ mod teardown;
 
 pub use files::{Files, repeats};
 
-use crate::host::Host;
+use crate::host::{Host, since_1970};
 use crate::report::Phase;
 use anyhow::{Context, Result};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 use wardian_history::exchange::defused;
 use wardian_pictures::{Page, Table, Unit, moment};
 
@@ -40,8 +40,7 @@ pub trait Results {
 
 /// Which program made a report, and when.
 fn made() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let now = moment(i64::try_from(now).unwrap_or(i64::MAX));
+    let now = moment(since_1970(SystemTime::now()));
     format!("Made by wardian {} on {now}.", env!("CARGO_PKG_VERSION"))
 }
 

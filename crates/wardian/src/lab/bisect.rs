@@ -19,7 +19,8 @@ pub struct Args {
     /// directory with an image and lib/modules
     #[arg(long, value_name = "A,B,C", value_delimiter = ',', required_unless_present = "list")]
     kernels: Vec<String>,
-    /// A figure above this (300ms, 1.5s; of one in bytes 50M) is slow: halve the kernels, and name the one that changed it. Without it each is measured
+    /// A figure above this (300ms, 1.5s; of one in bytes 50M) is slow: halve the kernels, and name the one that changed it.
+    /// Without it each is measured
     #[arg(long, value_name = "DURATION|SIZE")]
     slow_above: Option<String>,
     /// The figure that is looked at [default: unmount_max_ms, or duration_ms of a command]
