@@ -9,7 +9,7 @@ use crate::ground::json;
 use crate::teardown::sysctl::{self, Setting, Values};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -220,9 +220,7 @@ impl Left {
     /// Kills the processes, and removes the cgroups with those that are in them.
     fn kill(&self) -> Result<()> {
         for (pid, start) in &self.processes {
-            if started(*pid) == Some(*start) {
-                kill(*pid);
-            }
+            kill_if_started(*pid, *start);
         }
         let until = Instant::now() + DYING;
         for name in &self.groups {
@@ -239,6 +237,17 @@ impl Left {
             }
         }
         Ok(())
+    }
+}
+
+/// Kills a process that was started then. The number of one that has ended may be another process's, and may become it at
+/// any moment: the signal goes to what was looked at.
+fn kill_if_started(pid: u32, start: u64) {
+    let Some(number) = Pid::from_raw(pid.cast_signed()) else { return };
+    if let Ok(process) = pidfd_open(number, PidfdFlags::empty())
+        && started(pid) == Some(start)
+    {
+        let _ = pidfd_send_signal(process, Signal::KILL);
     }
 }
 
@@ -355,6 +364,16 @@ mod tests {
         assert_eq!(start_time(&stat("a", "Z")), None);
         assert_eq!(start_time("7 (a"), None);
         assert!(started(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn only_the_process_that_was_recorded_is_killed() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let start = started(child.id()).unwrap();
+        kill_if_started(child.id(), start + 1);
+        assert!(child.try_wait().unwrap().is_none());
+        kill_if_started(child.id(), start);
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
     }
 
     #[test]

@@ -77,13 +77,11 @@ impl LocalServer {
         let mut record = Records::usual().begin()?;
         record.server(dir.path(), live.path())?;
         let child = spawn(program, dir.path(), live.path(), &extras)?;
-        child.id().map_or(Ok(()), |pid| record.process(pid))?;
         let mut server = Self { program: program.to_owned(), extras, child, dir, live, record };
         if let Err(error) = server.ready().await {
             let _ = server.child.kill().await;
             drop((server.live, server.dir));
-            let ended = server.record.processes_ended().and_then(|()| server.record.end());
-            return Err(ended.err().unwrap_or(error));
+            return Err(server.record.end().err().unwrap_or(error));
         }
         Ok(server)
     }
@@ -120,9 +118,7 @@ impl LocalServer {
         let begin = Instant::now();
         self.child = spawn(&self.program, self.dir.path(), self.live.path(), &self.extras)?;
         self.ready().await?;
-        let took = begin.elapsed();
-        self.child.id().map_or(Ok(()), |pid| self.record.process(pid))?;
-        Ok(took)
+        Ok(begin.elapsed())
     }
 
     /// The last lines of the server's log.
@@ -190,7 +186,6 @@ impl LocalServer {
         let _ = rustix::mount::unmount(&run, rustix::mount::UnmountFlags::DETACH);
         self.live.close().context("remove the directory of live state")?;
         self.dir.close().context("remove the directory of the store")?;
-        self.record.processes_ended()?;
         self.record.end()
     }
 
@@ -322,7 +317,7 @@ fn spawn(program: &Path, dir: &Path, live: &Path, extras: &Extras) -> Result<Chi
         Some(namespace) => namespace.command(program),
         None => std::process::Command::new(program),
     };
-    // Containers outlive the server; but nothing makes further ones when this process is killed.
+    // It ends with this process, whose record has its directories: containers outlive it.
     wardian_sys::tether::tie(&mut command);
     let mut command = Command::from(command);
     // Environment variables for the machine's own server must not reach this one, but for those with which an
