@@ -98,7 +98,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let limits = Limits::default();
     make_room(limits.clients);
-    let named = runs.clone().or_else(|| history.named());
+    let named = runs.clone().or_else(|| history.flag());
     let runs: Arc<dyn Runs> = match (runs, history.path()) {
         (Some(file), _) => Arc::new(Lines::of_file(&file)),
         (None, Some(file)) => Arc::new(Stored::at(&file)),

@@ -39,7 +39,7 @@ impl Results for Report {
         let mut sections: Vec<Section> = self.comparisons.iter().map(|of| section(self, of)).collect();
         let remarks: Vec<Part> = self.remarks().into_iter().map(Part::Text).collect();
         if !remarks.is_empty() {
-            sections.push(Section { heading: "To be known".to_owned(), parts: remarks });
+            sections.push(Section { heading: "Remarks".to_owned(), parts: remarks });
         }
         let how = Part::Lines(self.engines().join("\n"));
         sections.push(Section { heading: "How the engines were run".to_owned(), parts: vec![how] });
@@ -66,7 +66,7 @@ fn entries(report: &Report, of: &Comparison, name: impl Fn(&str) -> String) -> V
             .then(|| format!("{} left out on both sides", row.without.join(" and ")));
         Entry {
             name: name(&row.engine),
-            // The colours of phases would say something here.
+            // All engines have one colour: that of an engine would be taken for that of a phase in the pictures below.
             kind: "engine".to_owned(),
             runs: report.values(of.series, row),
             ratio: if is_known { format!("{ratio} × ({interval})") } else { ratio },

@@ -34,8 +34,8 @@ impl Place {
         self.history.clone().or_else(usual)
     }
 
-    /// Returns the path that a flag names.
-    pub fn named(&self) -> Option<PathBuf> {
+    /// Returns the path that the flag names.
+    pub fn flag(&self) -> Option<PathBuf> {
         self.history.clone()
     }
 

@@ -22,14 +22,7 @@ impl Graph {
             at_ms: step.begun_ms,
             before: step.median_before,
             after: step.median_after,
-            what: step
-                .changed
-                .iter()
-                .map(|changed| {
-                    format!("{} {} → {}", changed.what.replace('_', " "), changed.from, changed.to)
-                })
-                .collect::<Vec<_>>()
-                .join(", "),
+            what: words::changed(step),
         };
         self.0.push((series.clone(), line, found.iter().map(step).collect()));
     }

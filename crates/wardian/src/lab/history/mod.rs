@@ -141,10 +141,7 @@ fn find(args: &Steps) -> Result<ExitCode> {
         all.push(Found { series, enough: count >= 2 * SHORTEST, steps });
     }
     if let Some(file) = &args.svg {
-        ensure!(!is_database(file), "{} is a database: name another file for the picture", file.display());
-        let written = wardian_sys::directory::create(file)
-            .map_err(std::io::Error::from)
-            .and_then(|mut to| to.write_all(graph.svg().as_bytes()));
+        let written = created(file)?.write_all(graph.svg().as_bytes());
         written.with_context(|| format!("write {}", file.display()))?;
     }
     let steps: usize = all.iter().map(|found| found.steps.len()).sum();
@@ -171,6 +168,12 @@ fn find(args: &Steps) -> Result<ExitCode> {
     Ok(if steps > 0 { ExitCode::from(STEP) } else { ExitCode::SUCCESS })
 }
 
+/// Creates a file for what was read. It must not be a history, such as the one that it was read of.
+fn created(file: &Path) -> Result<std::fs::File> {
+    ensure!(!is_database(file), "{} is a database: name another file", file.display());
+    wardian_sys::directory::create(file).with_context(|| format!("write {}", file.display()))
+}
+
 fn export(args: &Export) -> Result<()> {
     let store = kept::readable(&args.place)?;
     let form = if args.csv { Form::Csv } else { Form::Lines };
@@ -190,11 +193,9 @@ fn export(args: &Export) -> Result<()> {
             }
         }
         Some(file) => {
-            let writing = || format!("write {}", file.display());
-            ensure!(!is_database(file), "{} is a database: name another file for the export", file.display());
-            let to = wardian_sys::directory::create(file).with_context(writing)?;
-            let mut to = std::io::BufWriter::new(to);
-            let runs = exchange::export(&store, &all, form, &mut to).with_context(writing)?;
+            let mut to = std::io::BufWriter::new(created(file)?);
+            let exported = exchange::export(&store, &all, form, &mut to);
+            let runs = exported.with_context(|| format!("write {}", file.display()))?;
             print::note(&format!("{runs} runs are in {}", file.display()));
         }
     }

@@ -3,7 +3,7 @@
 use crate::print;
 use std::time::{Duration, UNIX_EPOCH};
 use wardian_history::Series;
-use wardian_history::steps::Step;
+use wardian_history::steps::{Changed, Step};
 
 fn clock(ms: i64) -> String {
     print::clock(UNIX_EPOCH + Duration::from_millis(ms.max(0).cast_unsigned()))
@@ -68,6 +68,16 @@ pub fn change(step: &Step) -> String {
     }
 }
 
+/// What else changed with a step: `kernel 6.1 → 6.12, cpus 2 → 4 (run 33)`; empty if nothing did.
+pub fn changed(step: &Step) -> String {
+    let one = |changed: &Changed| {
+        let [from, to] = [&changed.from, &changed.to].map(|text| if text.is_empty() { "none" } else { text });
+        let at = if changed.run == step.run { String::new() } else { format!(" (run {})", changed.run) };
+        format!("{} {from} → {to}{at}", changed.what.replace('_', " "))
+    };
+    step.changed.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
 /// A step as a sentence: what, by how much, when, and what else changed.
 pub fn step(series: &Series, step: &Step) -> String {
     let what = format!("{} of `{}`", headline(&series.headline), short(&series.experiment, &series.mode));
@@ -77,20 +87,9 @@ pub fn step(series: &Series, step: &Step) -> String {
     } else {
         format!("on {day}, between run {} and {}", step.before, step.run)
     };
-    let changed: Vec<String> = step
-        .changed
-        .iter()
-        .map(|changed| {
-            let [from, to] =
-                [&changed.from, &changed.to].map(|text| if text.is_empty() { "none" } else { text });
-            let at = if changed.run == step.run { String::new() } else { format!(" (run {})", changed.run) };
-            format!("{} {from} → {to}{at}", changed.what.replace('_', " "))
-        })
-        .collect();
-    let changed = if changed.is_empty() {
-        "nothing else that the history knows of changed there".to_owned()
-    } else {
-        changed.join(", ")
+    let changed = match changed(step) {
+        nothing if nothing.is_empty() => "nothing else that the history knows of changed there".to_owned(),
+        changed => changed,
     };
     // Names and versions may come from a file of somebody else's: the sentence is one line.
     print::tame(&format!("{what} {change} {place}: {changed}."))
@@ -113,7 +112,6 @@ pub fn details(series: &Series, step: &Step) -> String {
 mod tests {
     use super::*;
     use wardian_history::Estimate;
-    use wardian_history::steps::Changed;
 
     fn series() -> Series {
         Series {
